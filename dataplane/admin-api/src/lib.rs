@@ -1,0 +1,1 @@
+//! Messages on the local socket of a node

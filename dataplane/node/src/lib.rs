@@ -1,0 +1,1 @@
+//! A node: shards, store and QUIC wired together

@@ -1,0 +1,1 @@
+//! A QUIC driver on shard: one endpoint a shard, one UDP port

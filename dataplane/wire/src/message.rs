@@ -1,0 +1,316 @@
+//! The messages of the relay protocol. Fields are plain data; sizes are bytes; hashes are BLAKE3.
+
+use rkyv::{Archive, Deserialize, Portable, Serialize, bytecheck::CheckBytes, rancor::Failure};
+
+use crate::frame::Kind;
+
+/// A type that travels as the head of one kind of frame.
+pub trait Message:
+    for<'a> Serialize<
+        rkyv::api::high::HighSerializer<rkyv::util::AlignedVec<16>, rkyv::ser::allocator::ArenaHandle<'a>, Failure>,
+        Archived: Portable + for<'b> CheckBytes<rkyv::api::high::HighValidator<'b, Failure>>,
+    >
+{
+    /// The kind of frame that carries it.
+    const KIND: Kind;
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+        #[rkyv(derive(Debug))]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl Message for $name {
+            const KIND: Kind = Kind::$name;
+        }
+    )*};
+}
+
+messages! {
+    /// First request on a connection. Answer: [`Welcome`].
+    Hello {
+        /// What asks, for the node's log: `metanode-client/0.1.0`.
+        agent: String,
+    }
+
+    /// What a client must know of a node.
+    Welcome {
+        /// What answers.
+        agent: String,
+        /// Shards of the node; the owner of a hash is `ShardId::owner_of(hash, shards)`. To reach a shard, choose an initial
+        /// destination connection ID of at least eight bytes whose first byte modulo `shards` is its number.
+        shards: u16,
+        /// The shard that this connection is on.
+        shard: u16,
+        /// Largest blob that [`Get`] and [`Put`] carry; larger ones go by [`GetBulk`] and [`PutBulk`].
+        whole_bytes_max: u32,
+        /// Requests that a connection may have unanswered.
+        requests_max: u32,
+        /// Whether this client's key may write and delete.
+        may_write: bool,
+    }
+
+    /// Fetch a whole blob of at most `whole_bytes_max` bytes. Answer: [`Data`] with the bytes; for a larger blob [`Data`] with
+    /// its size and an empty body.
+    Get {
+        /// Address.
+        hash: [u8; 32],
+    }
+
+    /// Size of a blob; the body holds all of it, or nothing when it must be fetched by [`GetBulk`].
+    Data {
+        /// Bytes of the whole blob.
+        size_bytes: u64,
+    }
+
+    /// Fetch a range; takes the stream. Answer: [`BulkBegin`], then the bao encoding of all groups that touch the range.
+    GetBulk {
+        /// Address.
+        hash: [u8; 32],
+        /// First byte.
+        offset: u64,
+        /// Bytes; `u64::MAX` for all that follow.
+        length: u64,
+    }
+
+    /// The stream continues unframed: for each node of the tree that the range touches, in pre-order, 64 bytes (left and right
+    /// chaining value) or the bytes of a group (16 KiB, less at the end of the blob), as bao with chunk groups of 2⁴ has it.
+    BulkBegin {
+        /// Bytes of the whole blob.
+        size_bytes: u64,
+    }
+
+    /// Store a blob of at most `whole_bytes_max` bytes: the body. Answer: [`Stored`].
+    Put {
+        /// The address that the body must have.
+        hash: [u8; 32],
+        /// `DurabilityClass`.
+        class: u8,
+        /// `BlobKind`.
+        kind: u8,
+        /// Whether the blob stays by itself. Otherwise it lives while this connection does, and on when a folder or a tag that
+        /// was stored meanwhile refers to it.
+        hold: bool,
+    }
+
+    /// Store a blob of any size; takes the stream. [`Chunk`] frames follow, then one [`PutEnd`]. Answer: [`Stored`].
+    PutBulk {
+        /// Bytes, when known beforehand: lets the node refuse early.
+        size_bytes: Option<u64>,
+        /// `DurabilityClass`.
+        class: u8,
+        /// `BlobKind`.
+        kind: u8,
+        /// As in [`Put`].
+        hold: bool,
+    }
+
+    /// The next 256 KiB of a [`PutBulk`], in the body; only the last may be shorter, and none is empty.
+    Chunk {}
+
+    /// All chunks were sent.
+    PutEnd {
+        /// The address that the client computed; another one is refused.
+        hash: [u8; 32],
+    }
+
+    /// The blob is stored in the class that was asked for.
+    Stored {
+        /// Address.
+        hash: [u8; 32],
+        /// Bytes.
+        size_bytes: u64,
+        /// Whether the node had it already.
+        existed: bool,
+    }
+
+    /// What is known of a blob. Answer: [`StatReply`].
+    Stat {
+        /// Address.
+        hash: [u8; 32],
+    }
+
+    /// Answer to [`Stat`].
+    StatReply {
+        /// Bytes.
+        size_bytes: u64,
+        /// `BlobKind`.
+        kind: u8,
+        /// `DurabilityClass`.
+        class: u8,
+        /// Whether it stays by itself.
+        held: bool,
+        /// Tags and folders that refer to it.
+        references: u32,
+    }
+
+    /// Remove a blob. Refused while a tag or a folder refers to it. Answer: [`Done`], after the removal is durable.
+    Remove {
+        /// Address.
+        hash: [u8; 32],
+    }
+
+    /// Point a tag to a blob, durably. Answer: [`Done`].
+    TagSet {
+        /// A `TagName`.
+        name: String,
+        /// Address.
+        hash: [u8; 32],
+    }
+
+    /// Remove a tag, durably. Answer: [`Done`].
+    TagRemove {
+        /// A `TagName`.
+        name: String,
+    }
+
+    /// Where a tag points. Answer: [`TagTarget`].
+    TagGet {
+        /// A `TagName`.
+        name: String,
+    }
+
+    /// Answer to [`TagGet`].
+    TagTarget {
+        /// Address.
+        hash: [u8; 32],
+    }
+
+    /// Done, and durable.
+    Done {}
+
+    /// A page of blobs in the order of their addresses. Answer: [`BlobPage`].
+    ListBlobs {
+        /// Only addresses behind this one.
+        after: Option<[u8; 32]>,
+        /// Entries at most; the node may send fewer.
+        count: u32,
+    }
+
+    /// Answer to [`ListBlobs`].
+    BlobPage {
+        /// In order.
+        entries: Vec<BlobEntry>,
+        /// Whether there are more behind the last entry.
+        more: bool,
+    }
+
+    /// A page of tags in the order of their names. Answer: [`TagPage`].
+    ListTags {
+        /// Only names behind this one.
+        after: Option<String>,
+        /// Entries at most; the node may send fewer.
+        count: u32,
+    }
+
+    /// Answer to [`ListTags`].
+    TagPage {
+        /// In order.
+        entries: Vec<TagEntry>,
+        /// Whether there are more behind the last entry.
+        more: bool,
+    }
+
+    /// Ask how the node is. Answer: [`NodeStatusReply`].
+    NodeStatus {}
+
+    /// Answer to [`NodeStatus`].
+    NodeStatusReply {
+        /// Version of the node.
+        version: String,
+        /// Its key.
+        node_key: [u8; 32],
+        /// Process number.
+        pid: u32,
+        /// Milliseconds since it was ready.
+        uptime_ms: u64,
+        /// Shards.
+        shards: u16,
+        /// Address that it listens on.
+        quic_address: String,
+        /// Address of its metrics, empty when off.
+        metrics_address: String,
+        /// Connections that are open.
+        connections: u64,
+        /// Blobs it holds.
+        blobs: u64,
+        /// Bytes of their contents.
+        blob_bytes: u64,
+        /// Bytes of its files.
+        disk_bytes: u64,
+        /// Bytes its file system has left.
+        disk_free_bytes: u64,
+        /// Bytes in the memory cache.
+        cache_bytes: u64,
+        /// Limit of the memory cache.
+        cache_bytes_max: u64,
+        /// Rescues of a parked executor with runnable tasks.
+        shard_stalls: u64,
+        /// Why it takes no writes, empty when it does.
+        read_only_reason: String,
+    }
+
+    /// Stop: drain, sync, exit 0. Only on the local socket. Answer: [`Done`], then the socket closes when the node has ended.
+    AdminStop {}
+
+    /// The request was refused; nothing of it was done.
+    Refused {
+        /// A [`RefusalCode`](crate::RefusalCode).
+        code: u16,
+        /// When `Busy`: how long to wait before another attempt, in milliseconds.
+        retry_after_ms: u32,
+        /// A sentence for a person.
+        detail: String,
+    }
+}
+
+/// One line of a [`BlobPage`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct BlobEntry {
+    /// Address.
+    pub hash: [u8; 32],
+    /// Bytes.
+    pub size_bytes: u64,
+    /// `BlobKind`.
+    pub kind: u8,
+    /// Whether it stays by itself.
+    pub held: bool,
+    /// Tags and folders that refer to it.
+    pub references: u32,
+}
+
+/// One line of a [`TagPage`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct TagEntry {
+    /// A `TagName`.
+    pub name: String,
+    /// Address.
+    pub hash: [u8; 32],
+}
+
+#[cfg(test)]
+mod tests {
+    use metanode_types::limits::{FRAME_HEAD_BYTES_MAX, LIST_PAGE_MAX, TAG_NAME_BYTES_MAX};
+
+    use super::*;
+
+    #[test]
+    fn the_largest_pages_fit_a_frame() {
+        let tags = TagPage {
+            entries: vec![TagEntry { name: "x".repeat(TAG_NAME_BYTES_MAX), hash: [0; 32] }; LIST_PAGE_MAX],
+            more: true,
+        };
+        let entry = BlobEntry { hash: [0; 32], size_bytes: 0, kind: 0, held: true, references: 0 };
+        let blobs = BlobPage { entries: vec![entry; LIST_PAGE_MAX], more: true };
+        let mut out = Vec::new();
+        crate::encode(&mut out, 0, &tags, 0);
+        assert!(out.len() < FRAME_HEAD_BYTES_MAX);
+        out.clear();
+        crate::encode(&mut out, 0, &blobs, 0);
+        assert!(out.len() < FRAME_HEAD_BYTES_MAX);
+    }
+}

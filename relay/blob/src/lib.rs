@@ -1,0 +1,1 @@
+//! Blobs over chunks: trees, extents, references, one hash partition

@@ -1,0 +1,1 @@
+//! A segment log as a core: frames, index, recovery, compaction

@@ -1,0 +1,1 @@
+//! Performs the effects of log and blob on shard: group commit, cache, checkpoints
