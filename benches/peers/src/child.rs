@@ -123,6 +123,11 @@ pub(crate) fn text<'line>(line: &'line Value, key: &str) -> Result<&'line str> {
     line.get(key).and_then(Value::as_str).with_context(|| format!("the server's line has no {key}"))
 }
 
+/// A number of a server's line.
+pub(crate) fn number(line: &Value, key: &str) -> Result<f64> {
+    line.get(key).and_then(Value::as_f64).with_context(|| format!("the server's line has no {key}"))
+}
+
 /// Returns when SIGTERM or SIGINT arrives.
 pub(crate) async fn terminated() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))

@@ -7,11 +7,12 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    process,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,18 +35,21 @@ use iroh_blobs::{
     },
     store::{IROH_BLOCK_SIZE, fs::FsStore, mem::MemStore},
 };
-use serde_json::json;
+use noq_proto::congestion::NewRenoConfig;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::{
     Run,
-    child::{self, Commands, Server},
-    measure::{Report, closed_loop},
+    child::{self, Commands, Server, number},
+    measure::{Report, closed_loop, cpu_time},
     tls,
 };
 
 /// Size of a small object.
 const OBJECT_SIZE: usize = 4096;
+/// Seed of the first object that the server adds by itself; the pushed objects' are below.
+const ADD_SEED: u64 = 1 << 32;
 
 /// Serves a memory store until the parent goes.
 pub(crate) async fn serve_memory(commands: Commands) -> Result<()> {
@@ -55,14 +59,13 @@ pub(crate) async fn serve_memory(commands: Commands) -> Result<()> {
 /// Serves a file store, with iroh's default options, in a temporary folder until the parent goes.
 pub(crate) async fn serve_files(commands: Commands, dir: &Path) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("metanode-peers-").tempdir_in(dir)?;
-    let store =
-        FsStore::load(folder.path()).await.map_err(|error| anyhow::anyhow!("cannot open the store: {error:#}"))?;
+    let store = FsStore::load(folder.path()).await.context("cannot open the store")?;
     serve(commands, store.into()).await?;
     folder.close().context("cannot remove the store")
 }
 
-/// The first line has the address and the endpoint's identity; `settle N` waits until N requests have been handled and
-/// the store has committed them.
+/// The first line has the address and the endpoint's identity. `settle N` waits until N requests have been handled and
+/// the store has committed them; `add COUNT CONCURRENCY SECONDS_MAX` adds objects without the network.
 async fn serve(mut commands: Commands, store: Store) -> Result<()> {
     let endpoint = bind().await?;
     let address = *endpoint.bound_sockets().first().context("the endpoint has no socket")?;
@@ -73,14 +76,50 @@ async fn serve(mut commands: Commands, store: Store) -> Result<()> {
 
     child::answer(&json!({ "address": address.to_string(), "id": id }))?;
     while let Some(command) = commands.next().await {
-        let count = command.strip_prefix("settle ").context("unknown command")?.parse()?;
-        handled.reach(count).await;
-        store.sync_db().await.map_err(|error| anyhow::anyhow!("cannot commit: {error:#}"))?;
-        child::answer(&json!({ "failed": handled.failed.load(Ordering::Relaxed) }))?;
+        let answer = match command.split(' ').collect::<Vec<_>>()[..] {
+            ["settle", count] => {
+                handled.reach(count.parse()?).await;
+                commit(&store).await?;
+                json!({ "failed": handled.failed.load(Ordering::Relaxed) })
+            }
+            ["add", count, concurrency, seconds_max] => {
+                add(&store, count.parse()?, concurrency.parse()?, seconds_max.parse()?).await?
+            }
+            _ => bail!("unknown command {command:?}"),
+        };
+        child::answer(&answer)?;
     }
     router.shutdown().await.ok();
     store.shutdown().await.ok();
     Ok(())
+}
+
+/// Adds objects through the store's own interface, in this process, and commits them. Answers with their rate and this
+/// process's CPU time for each.
+async fn add(store: &Store, count: usize, concurrency: u32, seconds_max: f64) -> Result<Value> {
+    let seeds = ADD_SEED..ADD_SEED + count as u64;
+    let objects: Arc<Vec<Bytes>> = Arc::new(seeds.map(|seed| object(seed, OBJECT_SIZE).into()).collect());
+    let adder = store.clone();
+    let operation = move |index: usize| {
+        let (objects, adder) = (objects.clone(), adder.clone());
+        async move {
+            // A temporary tag: a named one would cost another write. Nothing collects garbage here.
+            drop(adder.blobs().add_bytes(objects[index].clone()).temp_tag().await?);
+            Ok(())
+        }
+    };
+    let (cpu, start) = (cpu_time(process::id())?, Instant::now());
+    let deadline = start + Duration::from_secs_f64(seconds_max.clamp(0.1, 60.0));
+    let mut done = closed_loop(count, concurrency, deadline, operation).await?;
+    commit(store).await?;
+    done.elapsed = start.elapsed();
+    let cpu = cpu_time(process::id())?.saturating_sub(cpu);
+    Ok(json!({ "ops": done.rate(), "server_us": cpu.as_secs_f64() * 1e6 / done.count.max(1) as f64 }))
+}
+
+/// Ends the file store's current write transaction; nothing to a memory store.
+async fn commit(store: &Store) -> Result<()> {
+    store.sync_db().await.context("cannot commit the store")
 }
 
 /// Requests that the server is done with.
@@ -148,6 +187,7 @@ pub(crate) async fn run(options: &Run, name: &str) -> Result<Report> {
     let mut session = Session { options, name, server, connection, handled: 0, report: Report::default() };
     let hashes = session.put_small().await?;
     session.get_small(hashes).await?;
+    session.add_small().await?;
     let hash = session.put_large().await?;
     session.get_large(hash).await?;
 
@@ -210,6 +250,16 @@ impl Session<'_> {
         let cpu = self.server.cpu_time()?.saturating_sub(cpu);
         self.handled += done.count as u64;
         self.report.add_operations(&format!("get_4k_{}", self.name), &mut done, cpu);
+        Ok(())
+    }
+
+    /// Has the server add small objects by itself: what its store can do when nothing else uses its core.
+    async fn add_small(&mut self) -> Result<()> {
+        let Run { count, concurrency, seconds_max, .. } = self.options;
+        let added = self.server.ask(&format!("add {count} {concurrency} {seconds_max}")).await?;
+        for key in ["ops", "server_us"] {
+            self.report.add(format!("add_4k_{}_{key}", self.name), number(&added, key)?);
+        }
         Ok(())
     }
 
@@ -308,14 +358,12 @@ fn object(seed: u64, size: usize) -> Vec<u8> {
     object
 }
 
-/// An endpoint on a free port of the loopback interface, with windows that loopback cannot fill and streams enough for
-/// any concurrency that the command line admits; the rest is iroh's defaults.
+/// An endpoint on a free port of the loopback interface, with streams enough for any concurrency that the command line
+/// admits and the congestion controller that measured fastest; the rest, the windows too, is iroh's defaults.
 async fn bind() -> Result<Endpoint> {
     let transport = QuicTransportConfig::builder()
-        .stream_receive_window(VarInt::from_u32(8 << 20))
-        .receive_window(VarInt::from_u32(32 << 20))
-        .send_window(16 << 20)
         .max_concurrent_bidi_streams(VarInt::from_u32(2048))
+        .congestion_controller_factory(Arc::new(NewRenoConfig::default()))
         .build();
     let endpoint = Endpoint::builder(presets::Minimal)
         .crypto_provider(tls::provider())

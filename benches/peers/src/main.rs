@@ -98,7 +98,7 @@ struct Run {
     bytes: u64,
     /// Seconds after which a timed part starts no further operation; the rate is that of what was done. The upload of
     /// the large object is one operation and runs to its end.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 3.0)]
     seconds_max: f64,
     /// Where the file store makes a folder of its own, removed at the end.
     #[arg(long, default_value_os_t = std::env::temp_dir())]

@@ -155,8 +155,8 @@ mod tests {
     fn golden_text() {
         let text = ticket().to_string();
         let golden = concat!(
-            "mn1aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqebd7aaaacuirayaaaaaaaaaaaaaa",
-            "aaaaaaaaaavceibaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibp7xurnq"
+            "mn1aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqebd7aaaacuirayaaaaaaaaaaa",
+            "aaaaaaaaaaaaaavceibaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibp7xurnq"
         );
         assert_eq!(text, golden);
         assert_eq!(text.parse(), Ok(ticket()));

@@ -1,1 +1,65 @@
-fn main() {}
+//! `cargo xtask`: what the project runs on itself.
+//!
+//! * [`tidy`]: the rules of the workspace (layers, who may name which crate, `unsafe`, sources, documents), each with its reason.
+//! * [`test`](mod@test) and [`ci`]: the tests, and everything that must hold before a commit.
+//! * [`bench`](mod@bench) with [`floors`]: the product beside its peers, in interleaved rounds, against the floors that it must keep.
+//! * [`soak`] and [`crash`]: many starts, many kills.
+//! * [`preflight`]: what the system lacks for any of them; [`process`]: children with deadlines, timed steps.
+//!
+//! Nothing here is part of the product. It compiles from few dependencies, since it is the first thing that a newcomer builds.
+
+mod bench;
+mod ci;
+mod crash;
+mod floors;
+mod preflight;
+mod process;
+mod soak;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Checks, tests and measures Metanode.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, tidy, clippy, docs, licences, then all tests; a table of times at the end.
+    Ci,
+    /// Checks the system, then runs tidy and all tests.
+    Test(test::Options),
+    /// The rules of the workspace; prints each breach with its reason.
+    Tidy,
+    /// Measures the product beside its peers and compares with the floors.
+    Bench(bench::Options),
+    /// Starts and stops the release node many times, half of them under load.
+    Soak(soak::Options),
+    /// Kills the release node many times and checks that nothing acknowledged is lost.
+    Crash(crash::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Ci => ci::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Tidy => tidy::run(),
+        Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => soak::run(&options),
+        Command::Crash(options) => return crash::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

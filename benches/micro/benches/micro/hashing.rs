@@ -1,0 +1,17 @@
+//! BLAKE3 of an object, a chunk and a mebibyte.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+
+pub(crate) fn benches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("blake3");
+    for (name, length) in [("4k", 4 << 10), ("256k", 256 << 10), ("1m", 1 << 20)] {
+        let bytes = crate::noise(length);
+        group.throughput(Throughput::Bytes(length as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(name), &bytes, |bencher, bytes| {
+            bencher.iter(|| metanode_crypto::hash(black_box(bytes)));
+        });
+    }
+    group.finish();
+}

@@ -1,0 +1,49 @@
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+};
+
+use metanode_types::Hash;
+
+use crate::shard::Inner;
+
+/// Leases of one connection: blobs that were put without hold live while this does, and longer when a folder or a tag refers to
+/// them by then.
+///
+/// A lease costs 32 bytes here and an entry in the owner's table, so callers bound how many a connection takes.
+#[derive(Debug, Clone)]
+pub struct Leases(Rc<LeaseSet>);
+
+#[derive(Debug)]
+struct LeaseSet {
+    store: Weak<Inner>,
+    hashes: RefCell<Vec<Hash>>,
+}
+
+impl Leases {
+    pub(crate) fn new(store: Weak<Inner>) -> Self {
+        Self(Rc::new(LeaseSet { store, hashes: RefCell::default() }))
+    }
+
+    pub(crate) fn add(&self, hash: Hash) {
+        self.0.hashes.borrow_mut().push(hash);
+    }
+
+    /// Leases held.
+    pub fn len(&self) -> usize {
+        self.0.hashes.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for LeaseSet {
+    fn drop(&mut self) {
+        if let Some(store) = self.store.upgrade() {
+            store.release_leases(self.hashes.take());
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Recovery: reads all logs and rebuilds the partitions, before any shard starts.
+//!
+//! Logs of an earlier number of shards are read like the others: a record goes to the partition that owns its key now. It reads
+//! heads, not payloads, except of large blobs' maps and folders' manifests, whose references are counted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use metanode_blob::{
+    extent::{ExtentPage, decode_root},
+    partition::{Partition, Recovery, RootEntry, Source},
+};
+use metanode_log::{BLOCK_BYTES, Location, ScanStep, SegmentIdentity, SegmentScan, WriterLimits};
+use metanode_types::{BlobKind, Hash, ShardId};
+use tracing::{info, warn};
+
+use crate::{
+    StoreConfig,
+    children::ChildNames,
+    error::OpenError,
+    folder::{log_path, parse_log, parse_segment, segment_path, sync_folder},
+    open::{Meta, RecoveryReport, SegmentInfo},
+};
+
+pub(crate) struct Recovered {
+    pub(crate) partitions: Vec<Partition>,
+    pub(crate) segments: BTreeMap<(u16, u32), SegmentInfo>,
+    pub(crate) report: RecoveryReport,
+}
+
+pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, OpenError> {
+    let mut scan = Scan {
+        config,
+        meta,
+        recoveries: config.shards.iter().map(|_| Recovery::new()).collect(),
+        segments: BTreeMap::new(),
+        next: BTreeMap::new(),
+        report: RecoveryReport::default(),
+    };
+    for (log, folder) in logs(&config.path)? {
+        scan.log(log, &folder)?;
+    }
+    let Scan { recoveries, segments, next, mut report, .. } = scan;
+    let limits = WriterLimits::for_segments(meta.segment_bytes);
+    let entries = (config.index_entries_max / u64::from(config.shards.get())) as usize;
+    let mut tags = Vec::new();
+    let mut partitions: Vec<Partition> = config
+        .shards
+        .iter()
+        .zip(recoveries)
+        .map(|(shard, recovery)| {
+            let segment = next.get(&shard.0).copied().unwrap_or(0);
+            let identity = SegmentIdentity { store: meta.store, log: shard.0, segment };
+            let mut partition = Partition::new(identity, meta.boot, limits, entries);
+            tags.push(recovery.finish(&mut partition));
+            partition
+        })
+        .collect();
+    let mut counter = Counter { config, files: HashMap::new(), partitions: &mut partitions };
+    let damaged = counter.count(tags);
+    report.damaged_blobs = damaged;
+    for partition in &mut partitions {
+        // What a damaged map refers to is unknown: then nothing is dropped until it is mended or removed.
+        let (chunks, roots) = partition.recover_end(damaged == 0);
+        report.dropped += (chunks + roots) as u64;
+    }
+    if report.segments > 0 {
+        info!(segments = report.segments, frames = report.frames, records = report.records, "recovered");
+    }
+    Ok(Recovered { partitions, segments, report })
+}
+
+/// Folders of logs, by number.
+fn logs(store: &Path) -> Result<BTreeMap<u16, PathBuf>, OpenError> {
+    let mut logs = BTreeMap::new();
+    for entry in fs::read_dir(store).map_err(OpenError::io(store))? {
+        let entry = entry.map_err(OpenError::io(store))?;
+        if let Some(log) = entry.file_name().to_str().and_then(parse_log) {
+            logs.insert(log, entry.path());
+        }
+    }
+    Ok(logs)
+}
+
+struct Scan<'a> {
+    config: &'a StoreConfig,
+    meta: &'a Meta,
+    recoveries: Vec<Recovery>,
+    segments: BTreeMap<(u16, u32), SegmentInfo>,
+    /// First unused segment number of each log.
+    next: BTreeMap<u16, u32>,
+    report: RecoveryReport,
+}
+
+impl Scan<'_> {
+    fn log(&mut self, log: u16, folder: &Path) -> Result<(), OpenError> {
+        let mut segments = BTreeMap::new();
+        for entry in fs::read_dir(folder).map_err(OpenError::io(folder))? {
+            let entry = entry.map_err(OpenError::io(folder))?;
+            if let Some(segment) = entry.file_name().to_str().and_then(parse_segment) {
+                segments.insert(segment, entry.path());
+            }
+        }
+        if let Some(last) = segments.keys().next_back() {
+            self.next.insert(log, last + 1);
+        }
+        for (segment, path) in segments {
+            self.segment(log, segment, &path).map_err(OpenError::io(&path))?;
+        }
+        sync_folder(folder).map_err(OpenError::io(folder))
+    }
+
+    fn segment(&mut self, log: u16, segment: u32, path: &Path) -> io::Result<()> {
+        let identity = SegmentIdentity { store: self.meta.store, log, segment };
+        let file = File::options().read(true).write(true).open(path)?;
+        let bytes = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX);
+        let header = read(&file, 0, BLOCK_BYTES)?;
+        match SegmentIdentity::decode_header(&header) {
+            Some((found, _)) if found == identity => {}
+            // Named, but the header was not written: nothing was acknowledged in it. Otherwise it is not ours to delete.
+            None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path),
+            _ => {
+                warn!(path = %path.display(), "the header of a segment is damaged; its records are not served");
+                self.report.rot_bytes += u64::from(bytes);
+                return Ok(());
+            }
+        }
+        self.report.segments += 1;
+        let mut scan = SegmentScan::new(identity, bytes);
+        let mut first = None;
+        let tail = loop {
+            match scan.step() {
+                ScanStep::Read { offset, length } => {
+                    scan.supply(offset, read(&file, offset.into(), length as usize)?.into());
+                }
+                ScanStep::Frame { header, records } => {
+                    let order = (header.boot, header.sequence);
+                    first = first.or(Some(order));
+                    self.report.frames += 1;
+                    self.report.records += records.len() as u64;
+                    for head in &records {
+                        let owner = ShardId::owner_of(&head.key, self.config.shards);
+                        self.recoveries[owner.index()].record(head, order);
+                    }
+                }
+                ScanStep::Rot { offset, length } => {
+                    warn!(path = %path.display(), offset, length, "a part of a segment is damaged");
+                    self.report.rot_bytes += u64::from(length);
+                }
+                ScanStep::End { tail } => break tail,
+            }
+        };
+        let Some(first) = first.filter(|_| tail > BLOCK_BYTES as u32) else {
+            if self.report.rot_bytes == 0 {
+                return fs::remove_file(path);
+            }
+            return Ok(());
+        };
+        if tail < bytes {
+            self.report.cut_bytes += u64::from(bytes - tail);
+            file.set_len(tail.into())?;
+        }
+        // A frame that was written and not synced when the process died counts from now on, so it must not get lost.
+        file.sync_all()?;
+        self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
+        Ok(())
+    }
+}
+
+fn read(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while done < length {
+        match file.read_at(&mut bytes[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+/// Counts the references of tags, maps and folders.
+struct Counter<'a> {
+    config: &'a StoreConfig,
+    files: HashMap<(u16, u32), File>,
+    partitions: &'a mut Vec<Partition>,
+}
+
+/// Open files at once; logs are read in order, so few are used again.
+const FILES_MAX: usize = 256;
+
+impl Counter<'_> {
+    /// Returns the number of blobs whose references can't be known.
+    fn count(&mut self, tags: Vec<Vec<metanode_log::format::RecordHead>>) -> u64 {
+        let mut damaged = 0;
+        for (index, heads) in tags.into_iter().enumerate() {
+            for head in heads {
+                let target = self.payload(head.location).and_then(|p| self.partitions[index].recover_tag(&head, &p));
+                match target {
+                    Some(target) => _ = self.owner(&target).recover_root_reference(&target),
+                    None => damaged += 1,
+                }
+            }
+        }
+        for index in 0..self.partitions.len() {
+            for (hash, root) in self.partitions[index].recover_roots() {
+                if self.root(&hash, &root).is_none() {
+                    warn!(%hash, "the map of a blob can't be read; nothing is dropped until it is removed");
+                    damaged += 1;
+                }
+            }
+        }
+        damaged
+    }
+
+    fn owner(&mut self, key: &Hash) -> &mut Partition {
+        &mut self.partitions[ShardId::owner_of(key, self.config.shards).index()]
+    }
+
+    fn root(&mut self, hash: &Hash, root: &RootEntry) -> Option<()> {
+        let mut names = Vec::new();
+        if root.is_whole() {
+            names.push(*hash); // counted by its partition already
+        } else {
+            let extents = decode_root(&self.payload(root.location)?, root.size_bytes).ok()?;
+            for (index, extent) in extents.iter().enumerate() {
+                let page = self.chunk(&extent.page)?;
+                let page = ExtentPage::decode(&page, index, root.size_bytes).ok()?;
+                self.owner(&extent.page).recover_chunk_reference(&extent.page);
+                for name in &page.chunks {
+                    // A chunk that is missing is rot: reading it says so.
+                    self.owner(name).recover_chunk_reference(name);
+                }
+                names.extend(page.chunks);
+            }
+        }
+        if root.kind() == BlobKind::Folder {
+            let mut children = ChildNames::default();
+            for name in names {
+                if children.push(&self.chunk(&name)?).ok()? {
+                    break;
+                }
+            }
+            for child in children.finish().ok()? {
+                self.owner(&child).recover_root_reference(&child);
+            }
+        }
+        Some(())
+    }
+
+    fn chunk(&mut self, name: &Hash) -> Option<Bytes> {
+        let Source::Log(location) = self.owner(name).chunk(name) else { return None };
+        self.payload(location).filter(|bytes| metanode_crypto::hash(bytes) == *name)
+    }
+
+    fn payload(&mut self, location: Location) -> Option<Bytes> {
+        let place = (location.log, location.segment);
+        if !self.files.contains_key(&place) {
+            if self.files.len() >= FILES_MAX {
+                self.files.clear();
+            }
+            let file = File::open(segment_path(&self.config.path, place.0, place.1)).ok()?;
+            self.files.insert(place, file);
+        }
+        let bytes = read(&self.files[&place], location.offset.into(), location.length as usize).ok()?;
+        (bytes.len() == location.length as usize).then(|| bytes.into())
+    }
+}
+
+/// The folder of a log that this number of shards no longer has, once it is empty.
+pub(crate) fn remove_log_if_empty(store: &Path, log: u16) {
+    let folder = log_path(store, log);
+    let empty = fs::read_dir(&folder).is_ok_and(|entries| {
+        entries.flatten().all(|entry| entry.file_name().to_str().and_then(parse_segment).is_none())
+    });
+    if empty && let Err(error) = fs::remove_dir_all(&folder) {
+        warn!(path = %folder.display(), %error, "an empty log could not be removed");
+    }
+}

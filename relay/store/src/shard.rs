@@ -1,0 +1,698 @@
+//! A shard's store: requests, and the way they take to the owner of their key.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Source, Token, tag_key};
+use metanode_log::Location;
+use metanode_shard::spawn_local;
+use metanode_types::{BlobKind, DurabilityClass, Hash, ShardCount, ShardId, TagName};
+use tracing::{error, warn};
+
+use crate::{
+    BlobLine, BlobStat, Fetched, Leases, OpenError, Page, PutBulk, PutOptions, StoreCounters, StoreError, StorePort,
+    StoreShared, Stored, TagLine, Usage, WHOLE_BYTES_MAX,
+    cache::Cache,
+    commit::{self, LogFiles},
+    compact,
+    files::Files,
+    local::{Notify, Slot},
+    open::Shared,
+    read::BlobReader,
+    release,
+    request::{Notice, Packet, Reply, Request, by_owner},
+};
+
+/// One per shard. Cheap to clone; not `Send`.
+#[derive(Debug, Clone)]
+pub struct Store(pub(crate) Rc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: ShardId,
+    pub(crate) shards: ShardCount,
+    pub(crate) partition: RefCell<Partition>,
+    pub(crate) log: LogFiles,
+    pub(crate) files: Files,
+    pub(crate) cache: Cache,
+    pub(crate) counters: Arc<StoreCounters>,
+    /// The log has something to do.
+    pub(crate) work: Notify,
+    /// The log has nothing to do.
+    pub(crate) idle: Notify,
+    /// There may be a segment to free.
+    pub(crate) compact: Notify,
+    pub(crate) closing: Cell<bool>,
+    port: StorePort,
+    next: Cell<u64>,
+    ops: RefCell<HashMap<Token, Slot<Result<Outcome, OpError>>>>,
+    replies: RefCell<HashMap<u64, Slot<Reply>>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.shard)
+    }
+}
+
+impl Store {
+    /// Starts the store of a shard; every shard of the process must do so. Each partition can be taken once.
+    pub async fn open(shared: StoreShared, shard: ShardId, port: StorePort) -> Result<Self, OpenError> {
+        let shared = shared.0;
+        let partition = shared
+            .take_partition(shard)
+            .ok_or(OpenError::Damaged { path: shared.config.path.clone(), what: "this partition is in use" })?;
+        let shards = shared.config.shards;
+        let inner = Rc::new(Inner {
+            partition: RefCell::new(partition),
+            log: LogFiles::new(&shared, shard.0),
+            files: Files::new(shared.config.path.clone()),
+            cache: Cache::new(shared.config.cache_bytes_max / u64::from(shards.get())),
+            counters: shared.counters[shard.index()].clone(),
+            work: Notify::default(),
+            idle: Notify::default(),
+            compact: Notify::default(),
+            closing: Cell::new(false),
+            port,
+            next: Cell::new(0),
+            ops: RefCell::default(),
+            replies: RefCell::default(),
+            shared,
+            shard,
+            shards,
+        });
+        spawn_local(commit::run(inner.clone())).detach();
+        spawn_local(receive(inner.clone())).detach();
+        spawn_local(compact::run(inner.clone())).detach();
+        inner.dispatch(); // what recovery staged
+        inner.compact.notify();
+        Ok(Self(inner))
+    }
+
+    /// This shard.
+    pub fn shard(&self) -> ShardId {
+        self.0.shard
+    }
+
+    /// All shards.
+    pub fn shards(&self) -> ShardCount {
+        self.0.shards
+    }
+
+    /// Without a wait: a blob that is in this shard's memory.
+    pub fn cached(&self, hash: &Hash) -> Option<Bytes> {
+        let found = self.0.cache.get(hash);
+        if found.is_some() {
+            self.0.counters.cache_hits.increment();
+        }
+        found
+    }
+
+    /// A blob of at most [`WHOLE_BYTES_MAX`] bytes, verified; of a larger one the size.
+    pub async fn get(&self, hash: Hash) -> Result<Fetched, StoreError> {
+        match self.0.request(self.0.owner(&hash), Request::Get(hash)).await? {
+            Reply::Get(result) => result,
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Stores a blob of at most [`WHOLE_BYTES_MAX`] bytes, which must have this hash.
+    pub async fn put(&self, hash: Hash, bytes: Bytes, options: PutOptions) -> Result<Stored, StoreError> {
+        if bytes.len() > WHOLE_BYTES_MAX {
+            return Err(StoreError::TooLarge);
+        }
+        if metanode_crypto::hash(&bytes) != hash {
+            return Err(StoreError::HashMismatch);
+        }
+        self.put_verified(hash, bytes, options).await
+    }
+
+    pub(crate) async fn put_verified(
+        &self,
+        hash: Hash,
+        bytes: Bytes,
+        options: PutOptions,
+    ) -> Result<Stored, StoreError> {
+        let size_bytes = bytes.len() as u64;
+        let children = match options.kind {
+            BlobKind::Folder => crate::children::children(&bytes)?,
+            BlobKind::Blob => Vec::new(),
+        };
+        self.0.refer(&children).await?;
+        let op = Op::PutWhole { hash, bytes, options: options.for_root() };
+        let result = self.0.put_op(hash, op, &options).await;
+        self.0.settle_children(&options, children, &result);
+        result.map(|(existed, _)| Stored { hash, size_bytes, existed })
+    }
+
+    /// Begins to store a blob of any size.
+    pub fn put_bulk(&self, size_bytes: Option<u64>, options: PutOptions) -> PutBulk {
+        PutBulk::new(self.clone(), size_bytes, options)
+    }
+
+    /// A reader for ranges; the blob's content stays while it lives.
+    pub async fn read(&self, hash: Hash) -> Result<BlobReader, StoreError> {
+        BlobReader::open(self.clone(), hash).await
+    }
+
+    /// What is known of a blob.
+    pub async fn stat(&self, hash: Hash) -> Result<BlobStat, StoreError> {
+        match self.0.request(self.0.owner(&hash), Request::Stat(hash)).await? {
+            Reply::Stat(result) => result,
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Removes a blob, durably.
+    pub async fn remove(&self, hash: Hash) -> Result<(), StoreError> {
+        self.0.op(self.0.owner(&hash), Op::Remove { hash }).await.map(|_| ())
+    }
+
+    /// Points a tag to a blob, durably.
+    pub async fn tag_set(&self, name: TagName, hash: Hash) -> Result<(), StoreError> {
+        self.0.op(self.0.owner(&hash), Op::Refer { hash }).await?;
+        let owner = self.0.owner(&tag_key(&name));
+        match self.0.op(owner, Op::TagSet { name, target: hash }).await {
+            Ok(Outcome::Untagged(before)) => {
+                self.0.release_roots(before.into_iter().collect());
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.0.release_roots(vec![hash]);
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a tag, durably.
+    pub async fn tag_remove(&self, name: TagName) -> Result<(), StoreError> {
+        let owner = self.0.owner(&tag_key(&name));
+        if let Outcome::Untagged(Some(before)) = self.0.op(owner, Op::TagRemove { name }).await? {
+            self.0.release_roots(vec![before]);
+        }
+        Ok(())
+    }
+
+    /// Where a tag points.
+    pub async fn tag_get(&self, name: TagName) -> Result<Hash, StoreError> {
+        match self.0.request(self.0.owner(&tag_key(&name)), Request::Tag(name)).await? {
+            Reply::Tag(result) => result,
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Blobs behind `after`, in the order of their addresses.
+    pub async fn list_blobs(&self, after: Option<Hash>, count: usize) -> Result<Page<BlobLine>, StoreError> {
+        let mut entries = Vec::new();
+        for shard in self.0.shards.iter() {
+            match self.0.request(shard, Request::Blobs(after, count + 1)).await? {
+                Reply::Blobs(lines) => entries.extend(lines),
+                other => return Err(wrong(&other)),
+            }
+        }
+        entries.sort_unstable_by_key(|line: &BlobLine| line.hash);
+        Ok(page(entries, count))
+    }
+
+    /// Tags behind `after`, in the order of their names.
+    pub async fn list_tags(&self, after: Option<TagName>, count: usize) -> Result<Page<TagLine>, StoreError> {
+        let mut entries = Vec::new();
+        for shard in self.0.shards.iter() {
+            match self.0.request(shard, Request::Tags(after.clone(), count + 1)).await? {
+                Reply::Tags(lines) => entries.extend(lines),
+                other => return Err(wrong(&other)),
+            }
+        }
+        entries.sort_unstable_by(|a: &TagLine, b| a.name.cmp(&b.name));
+        Ok(page(entries, count))
+    }
+
+    /// A set of leases for a connection.
+    pub fn leases(&self) -> Leases {
+        Leases::new(Rc::downgrade(&self.0))
+    }
+
+    /// What this shard holds.
+    pub fn usage(&self) -> Usage {
+        let (blobs, blob_bytes) = self.0.partition.borrow().blobs();
+        let (mut segments, mut segment_bytes) = (0, 0);
+        for (&(log, _), info) in self.0.shared.segments().iter() {
+            if log % self.0.shards.get() == self.0.shard.0 {
+                segments += 1;
+                segment_bytes += info.bytes;
+            }
+        }
+        let usage = Usage { blobs, blob_bytes, cache_bytes: self.0.cache.bytes(), segments, segment_bytes };
+        let counters = &self.0.counters;
+        counters.blobs.set(blobs);
+        counters.blob_bytes.set(blob_bytes);
+        counters.cache_bytes.set(usage.cache_bytes);
+        counters.segments.set(segments);
+        counters.segment_bytes.set(segment_bytes);
+        usage
+    }
+
+    /// Commits what is staged; writes are refused from then on.
+    pub async fn shutdown(&self) -> Result<(), StoreError> {
+        self.0.closing.set(true);
+        while !self.0.partition.borrow().log_state().idle {
+            self.0.work.notify();
+            self.0.idle.wait().await;
+        }
+        Ok(())
+    }
+
+    /// This shard's counters.
+    pub fn counters(&self) -> Arc<StoreCounters> {
+        self.0.counters.clone()
+    }
+}
+
+impl PutOptions {
+    pub(crate) fn for_root(&self) -> RootOptions {
+        RootOptions { class: self.class, kind: self.kind, hold: self.hold, lease: !self.hold && self.leases.is_some() }
+    }
+}
+
+fn page<T>(mut entries: Vec<T>, count: usize) -> Page<T> {
+    let more = entries.len() > count;
+    entries.truncate(count);
+    Page { entries, more }
+}
+
+/// A reply of another kind than its request: a mistake of ours, which costs that request.
+pub(crate) fn wrong(reply: &Reply) -> StoreError {
+    error!(?reply, "a shard gave an answer of a wrong kind");
+    StoreError::Storage("a shard gave an answer of a wrong kind".into())
+}
+
+impl Inner {
+    pub(crate) fn owner(&self, key: &Hash) -> ShardId {
+        ShardId::owner_of(key, self.shards)
+    }
+
+    fn number(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+
+    /// Asks a shard, which may be this one.
+    pub(crate) async fn request(self: &Rc<Self>, to: ShardId, request: Request) -> Result<Reply, StoreError> {
+        if to == self.shard {
+            return Ok(self.serve(request).await);
+        }
+        self.counters.mesh_requests.increment();
+        let (number, slot) = (self.number(), Slot::new());
+        self.replies.borrow_mut().insert(number, slot.clone());
+        if self.port.0.send(to, Packet::Request(number, request)).await.is_err() {
+            self.replies.borrow_mut().remove(&number);
+            return Err(StoreError::ShuttingDown);
+        }
+        Ok(slot.wait().await)
+    }
+
+    pub(crate) async fn op(self: &Rc<Self>, to: ShardId, op: Op) -> Result<Outcome, StoreError> {
+        match self.request(to, Request::Op(op)).await? {
+            Reply::Op(result) => Ok(result?),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// A PUT of a root. Its lease is noted even when the caller has stopped waiting, so it runs by itself.
+    pub(crate) async fn put_op(
+        self: &Rc<Self>,
+        hash: Hash,
+        op: Op,
+        options: &PutOptions,
+    ) -> Result<(bool, bool), StoreError> {
+        let owner = self.owner(&hash);
+        let outcome = match options.leases.clone().filter(|_| !options.hold) {
+            None => self.op(owner, op).await?,
+            Some(leases) => {
+                let (inner, slot) = (self.clone(), Slot::new());
+                let done = slot.clone();
+                spawn_local(async move {
+                    let result = inner.op(owner, op).await;
+                    if result.is_ok() {
+                        leases.add(hash);
+                    }
+                    done.set(result);
+                })
+                .detach();
+                slot.wait().await?
+            }
+        };
+        match outcome {
+            Outcome::Stored { existed, became_folder } => Ok((existed, became_folder)),
+            _ => Ok((false, false)),
+        }
+    }
+
+    /// Takes references to a folder's children, all or none.
+    pub(crate) async fn refer(self: &Rc<Self>, children: &[Hash]) -> Result<(), StoreError> {
+        let mut taken = Vec::new();
+        for (owner, group) in by_owner(children.to_vec(), self.shards) {
+            let result = match self.request(owner, Request::Refer(group.clone())).await {
+                Ok(Reply::Refer(result)) => result.map_err(StoreError::MissingChild),
+                Ok(other) => Err(wrong(&other)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                self.release_roots(taken);
+                return Err(error);
+            }
+            taken.extend(group);
+        }
+        Ok(())
+    }
+
+    /// Children's references stay with a folder that is new; otherwise they go back.
+    pub(crate) fn settle_children(
+        self: &Rc<Self>,
+        options: &PutOptions,
+        children: Vec<Hash>,
+        result: &Result<(bool, bool), StoreError>,
+    ) {
+        let kept = matches!(result, Ok((false, _) | (_, true)));
+        if options.kind == BlobKind::Folder && !kept {
+            self.release_roots(children);
+        }
+    }
+
+    // ---- the partition
+
+    /// Gives an operation to this shard's partition.
+    async fn submit(self: &Rc<Self>, op: Op) -> Result<Outcome, OpError> {
+        let (token, slot) = (self.number(), Slot::new());
+        self.ops.borrow_mut().insert(token, slot.clone());
+        self.partition.borrow_mut().submit(token, op);
+        self.dispatch();
+        slot.wait().await
+    }
+
+    /// Passes on what the partition says, and wakes the log.
+    pub(crate) fn dispatch(self: &Rc<Self>) {
+        let events = self.partition.borrow_mut().take_events();
+        for event in events {
+            match event {
+                Event::Ended(token, result) => {
+                    let slot = self.ops.borrow_mut().remove(&token);
+                    if let Some(slot) = slot {
+                        slot.set(result);
+                    }
+                }
+                Event::Released(root) => {
+                    let inner = self.clone();
+                    spawn_local(async move { release::content(&inner, root).await }).detach();
+                }
+                Event::SpaceDied => self.compact.notify(),
+            }
+        }
+        if self.partition.borrow().log_state().read_only {
+            let mut reason = self.shared.read_only();
+            reason.get_or_insert_with(|| "writes to the log failed repeatedly; restart after mending the disk".into());
+        }
+        self.work.notify();
+    }
+
+    /// Answers a request for keys of this shard.
+    async fn serve(self: &Rc<Self>, request: Request) -> Reply {
+        match request {
+            Request::Op(op) => Reply::Op(self.serve_op(op).await),
+            Request::Get(hash) => Reply::Get(self.serve_get(hash).await),
+            Request::Chunk(name) => Reply::Chunk(self.chunk(&name).await),
+            Request::Pin(hash) => Reply::Pin(self.serve_pin(hash).await),
+            Request::Stat(hash) => Reply::Stat(self.serve_stat(&hash)),
+            Request::Tag(name) => Reply::Tag(self.partition.borrow().tag(&name).ok_or(StoreError::NotFound)),
+            Request::Blobs(after, count) => {
+                let roots = self.partition.borrow().roots_page(after.as_ref(), count);
+                let line = |(hash, root): (Hash, metanode_blob::partition::RootEntry)| BlobLine {
+                    hash,
+                    size_bytes: root.size_bytes,
+                    kind: root.kind(),
+                    held: root.is_held(),
+                    references: root.references,
+                };
+                Reply::Blobs(roots.into_iter().map(line).collect())
+            }
+            Request::Tags(after, count) => {
+                let tags = self.partition.borrow().tags_page(after.as_ref(), count);
+                Reply::Tags(tags.into_iter().map(|(name, hash)| TagLine { name, hash }).collect())
+            }
+            Request::Refer(hashes) => Reply::Refer(self.serve_refer(hashes).await),
+            Request::Live(segments) => {
+                let partition = self.partition.borrow();
+                Reply::Live(segments.into_iter().map(|(log, segment)| partition.live(log, segment)).collect())
+            }
+            Request::Move(records) => Reply::Move(self.serve_move(records).await),
+        }
+    }
+
+    async fn serve_op(self: &Rc<Self>, op: Op) -> Result<Outcome, OpError> {
+        if let Op::PutWhole { hash, bytes, .. } = &op
+            && self.cache.get(hash).is_none()
+        {
+            self.cache.insert_copy(*hash, bytes);
+        }
+        let removed = if let Op::Remove { hash } = &op { Some(*hash) } else { None };
+        let put = if let Op::PutWhole { hash, .. } = &op { Some(*hash) } else { None };
+        let result = self.submit(op).await;
+        // The cache answers without the index, so it must forget what the index does.
+        let gone = if result.is_ok() { removed } else { put };
+        if let Some(hash) = gone.filter(|hash| self.partition.borrow().root(hash).is_none()) {
+            self.cache.remove(&hash);
+        }
+        result
+    }
+
+    async fn serve_get(self: &Rc<Self>, hash: Hash) -> Result<Fetched, StoreError> {
+        if let Some(bytes) = self.cache.get(&hash) {
+            self.counters.cache_hits.increment();
+            return Ok(Fetched::Whole(bytes));
+        }
+        self.counters.cache_misses.increment();
+        for _ in 0..READ_ATTEMPTS {
+            let (size_bytes, source) = self.partition.borrow().blob(&hash).ok_or(StoreError::NotFound)?;
+            let location = match source {
+                None => return Ok(Fetched::Large { size_bytes }),
+                Some(Source::Bytes(bytes)) => return Ok(Fetched::Whole(bytes)),
+                Some(Source::Corrupt) => return Err(StoreError::Corrupt),
+                Some(Source::Log(location)) => location,
+            };
+            if let Some(bytes) = self.read_verified(&hash, location).await? {
+                if self.partition.borrow().root(&hash).is_some() {
+                    self.cache.insert(hash, bytes.clone());
+                }
+                return Ok(Fetched::Whole(bytes));
+            }
+        }
+        Err(StoreError::Corrupt)
+    }
+
+    /// A chunk of this shard, verified.
+    pub(crate) async fn chunk(self: &Rc<Self>, name: &Hash) -> Result<Bytes, StoreError> {
+        for _ in 0..READ_ATTEMPTS {
+            let source = self.partition.borrow().chunk(name);
+            match source {
+                Source::Bytes(bytes) => return Ok(bytes),
+                Source::Corrupt => return Err(StoreError::Corrupt),
+                Source::Log(location) => {
+                    if let Some(bytes) = self.read_verified(name, location).await? {
+                        return Ok(bytes);
+                    }
+                }
+            }
+        }
+        Err(StoreError::Corrupt)
+    }
+
+    /// Reads what must have the hash `name`. `None`: it is not there, perhaps because it has moved; look again.
+    async fn read_verified(&self, name: &Hash, location: Location) -> Result<Option<Bytes>, StoreError> {
+        self.counters.reads.increment();
+        self.counters.read_bytes.add(location.length.into());
+        let bytes = match self.files.read(location).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if matches!(self.partition.borrow().chunk(name), Source::Log(now) if now == location) {
+                    return Err(self.corrupt(name, location, "its segment is missing"));
+                }
+                return Ok(None); // compaction has moved it
+            }
+            Err(error) => return Err(StoreError::Storage(error.to_string())),
+        };
+        if metanode_crypto::hash(&bytes) == *name {
+            return Ok(Some(bytes));
+        }
+        if matches!(self.partition.borrow().chunk(name), Source::Log(now) if now == location) {
+            return Err(self.corrupt(name, location, "it does not have its hash"));
+        }
+        Ok(None)
+    }
+
+    fn corrupt(&self, name: &Hash, location: Location, what: &str) -> StoreError {
+        self.counters.corrupt_reads.increment();
+        warn!(chunk = %name, ?location, "the copy of a chunk is corrupt: {what}; the next PUT replaces it");
+        self.partition.borrow_mut().mark_corrupt(name, location);
+        StoreError::Corrupt
+    }
+
+    async fn serve_pin(
+        self: &Rc<Self>,
+        hash: Hash,
+    ) -> Result<(metanode_blob::partition::RootEntry, Bytes), StoreError> {
+        let root = self.partition.borrow_mut().pin(hash).ok_or(StoreError::NotFound)?;
+        if root.is_whole() {
+            return Ok((root, Bytes::new()));
+        }
+        match self.root_payload(&hash, root.location).await {
+            Ok(payload) => Ok((root, payload)),
+            Err(error) => {
+                self.notice_here(Notice::Unpin(hash));
+                Err(error)
+            }
+        }
+    }
+
+    /// The payload of a larger blob's root record.
+    pub(crate) async fn root_payload(&self, hash: &Hash, mut location: Location) -> Result<Bytes, StoreError> {
+        for _ in 0..READ_ATTEMPTS {
+            match self.files.read(location).await {
+                Ok(bytes) if bytes.len() == location.length as usize => return Ok(bytes),
+                Ok(_) => return Err(StoreError::Corrupt),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    location = self.partition.borrow().root(hash).ok_or(StoreError::NotFound)?.location;
+                }
+                Err(error) => return Err(StoreError::Storage(error.to_string())),
+            }
+        }
+        Err(StoreError::Corrupt)
+    }
+
+    fn serve_stat(&self, hash: &Hash) -> Result<BlobStat, StoreError> {
+        let partition = self.partition.borrow();
+        if let Some(root) = partition.root(hash) {
+            return Ok(BlobStat {
+                size_bytes: root.size_bytes,
+                kind: root.kind(),
+                class: DurabilityClass::Durable,
+                held: root.is_held(),
+                references: root.references,
+            });
+        }
+        let (size_bytes, _) = partition.blob(hash).ok_or(StoreError::NotFound)?; // on its way to the log
+        let (kind, class) = (BlobKind::Blob, DurabilityClass::Memory);
+        Ok(BlobStat { size_bytes, kind, class, held: true, references: 0 })
+    }
+
+    async fn serve_refer(self: &Rc<Self>, hashes: Vec<Hash>) -> Result<(), Hash> {
+        for (done, hash) in hashes.iter().enumerate() {
+            if self.submit(Op::Refer { hash: *hash }).await.is_err() {
+                self.notice_here(Notice::ReleaseRoots(hashes[..done].to_vec()));
+                return Err(*hash);
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve_move(
+        self: &Rc<Self>,
+        records: Vec<(metanode_log::format::RecordHead, Bytes, bool)>,
+    ) -> Result<(), StoreError> {
+        let slots: Vec<_> = records
+            .into_iter()
+            .map(|(head, payload, droppable)| {
+                let (token, slot) = (self.number(), Slot::new());
+                self.ops.borrow_mut().insert(token, slot.clone());
+                self.counters.moved_bytes.add(payload.len() as u64);
+                self.partition.borrow_mut().submit(token, Op::Move { head, payload, droppable });
+                slot
+            })
+            .collect();
+        self.dispatch();
+        let mut result = Ok(());
+        for slot in slots {
+            result = result.and(slot.wait().await.map(|_| ()).map_err(StoreError::from));
+        }
+        result
+    }
+
+    // ---- notices
+
+    fn notice_here(self: &Rc<Self>, notice: Notice) {
+        {
+            let mut partition = self.partition.borrow_mut();
+            match notice {
+                Notice::Unpin(hash) => partition.unpin(hash),
+                Notice::ReleaseChunks(names) => names.iter().for_each(|name| partition.release_chunk(name)),
+                Notice::ReleaseRoots(hashes) => hashes.iter().for_each(|hash| partition.release_root(hash)),
+                Notice::ReleaseLeases(hashes) => hashes.iter().for_each(|hash| partition.release_lease(hash)),
+                Notice::Forget(log, segment) => self.files.forget(log, segment),
+                Notice::SpaceFreed => partition.space_freed(),
+            }
+        }
+        self.dispatch();
+    }
+
+    /// Tells a shard, which may be this one.
+    pub(crate) fn notice(self: &Rc<Self>, to: ShardId, notice: Notice) {
+        if to == self.shard {
+            return self.notice_here(notice);
+        }
+        if let Err(packet) = self.port.0.try_send(to, Packet::Notice(notice)) {
+            let inner = self.clone();
+            spawn_local(async move { _ = inner.port.0.send(to, packet).await }).detach();
+        }
+    }
+
+    pub(crate) fn release_roots(self: &Rc<Self>, hashes: Vec<Hash>) {
+        for (owner, group) in by_owner(hashes, self.shards) {
+            self.notice(owner, Notice::ReleaseRoots(group));
+        }
+    }
+
+    pub(crate) fn release_chunks(self: &Rc<Self>, names: Vec<Hash>) {
+        for (owner, group) in by_owner(names, self.shards) {
+            self.notice(owner, Notice::ReleaseChunks(group));
+        }
+    }
+
+    pub(crate) fn release_leases(self: &Rc<Self>, hashes: Vec<Hash>) {
+        for (owner, group) in by_owner(hashes, self.shards) {
+            self.notice(owner, Notice::ReleaseLeases(group));
+        }
+    }
+}
+
+/// A payload may move between the look at the index and the read; twice in a row is beyond what compaction does.
+const READ_ATTEMPTS: usize = 3;
+
+/// Takes what other shards send.
+async fn receive(inner: Rc<Inner>) {
+    loop {
+        let (from, packet) = inner.port.0.recv().await;
+        match packet {
+            Packet::Request(number, request) => {
+                let inner = inner.clone();
+                spawn_local(async move {
+                    let reply = inner.serve(request).await;
+                    _ = inner.port.0.send(from, Packet::Reply(number, reply)).await;
+                })
+                .detach();
+            }
+            Packet::Reply(number, reply) => {
+                let slot = inner.replies.borrow_mut().remove(&number);
+                if let Some(slot) = slot {
+                    slot.set(reply);
+                }
+            }
+            Packet::Notice(notice) => inner.notice_here(notice),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The store on real files and real shards.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metanode_blob::tree::SliceDecoder;
+use metanode_shard::{ShardsConfig, sleep, start};
+use metanode_store::{Fetched, PutOptions, Store, StoreConfig, StoreError, StoreShared, mesh};
+use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, ShardCount, TagName};
+use metanode_wire::{Entry, EntryKind, Manifest};
+
+const HELD: PutOptions =
+    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+
+/// Runs `scenario` on shard 0 of a store with `count` shards, then closes it.
+fn with_store<F>(folder: &Path, count: u16, scenario: impl FnOnce(Store) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let shards = ShardCount::new(count).unwrap();
+    let mut config = StoreConfig::new(folder.to_owned(), shards);
+    config.segment_bytes = 4 << 20;
+    let shared = StoreShared::open(config).unwrap();
+    let mut ports = mesh(shards).into_iter();
+    let mut scenario = Some(scenario);
+    let left = Arc::new(AtomicU16::new(count));
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let running = start(&ShardsConfig::unpinned("store", shards), |shard| {
+        let (shared, port, scenario) = (shared.clone(), ports.next().unwrap(), scenario.take());
+        let (left, ended) = (left.clone(), ended.clone());
+        move || async move {
+            let store = Store::open(shared, shard, port).await.unwrap();
+            if let Some(scenario) = scenario {
+                scenario(store.clone()).await;
+                ended.store(true, Ordering::SeqCst);
+            }
+            while !ended.load(Ordering::SeqCst) {
+                sleep(Duration::from_millis(2)).await;
+            }
+            store.shutdown().await.unwrap();
+            left.fetch_sub(1, Ordering::SeqCst);
+            while left.load(Ordering::SeqCst) > 0 {
+                sleep(Duration::from_millis(2)).await;
+            }
+        }
+    })
+    .unwrap();
+    for result in running.join() {
+        result.unwrap();
+    }
+}
+
+fn data(length: usize, seed: u64) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes.into()
+}
+
+async fn put(store: &Store, bytes: &Bytes) -> Hash {
+    let hash = metanode_crypto::hash(bytes);
+    assert_eq!(store.put(hash, bytes.clone(), HELD).await.unwrap().hash, hash);
+    hash
+}
+
+async fn put_bulk(store: &Store, bytes: &Bytes, options: PutOptions) -> Result<Hash, StoreError> {
+    let mut bulk = store.put_bulk(None, options);
+    for chunk in bytes.chunks(256 * 1024) {
+        bulk.push(Bytes::copy_from_slice(chunk)).await?;
+    }
+    bulk.finish(metanode_crypto::hash(bytes)).await.map(|stored| stored.hash)
+}
+
+async fn read(store: &Store, hash: Hash, range: ByteRange) -> Result<Bytes, StoreError> {
+    let reader = store.read(hash).await?;
+    let mut decoder = SliceDecoder::new(hash, reader.size_bytes(), range).map_err(|_| StoreError::BadRange)?;
+    let mut slice = reader.slice(range)?;
+    let (mut buffer, mut out) = (Vec::new(), Vec::new());
+    while let Some(pieces) = slice.next().await? {
+        buffer.extend(pieces.iter().flat_map(|piece| piece.iter().copied()));
+        let mut at = 0;
+        while decoder.expects() > 0 && buffer.len() - at >= decoder.expects() {
+            let item = &buffer[at..at + decoder.expects()];
+            at += item.len();
+            if let Some(leaf) = decoder.push(item).unwrap() {
+                out.extend_from_slice(&item[leaf.skip..leaf.skip + leaf.take]);
+            }
+        }
+        buffer.drain(..at);
+    }
+    assert_eq!(decoder.expects(), 0, "the slice is whole");
+    Ok(out.into())
+}
+
+#[test]
+fn blobs_of_all_sizes_survive_restarts_with_other_shard_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = [0, 1, 4096, 100_000, 262_144, 262_145, 1_000_000, 3 << 20];
+    let blobs: Vec<Bytes> = sizes.iter().map(|&size| data(size, size as u64)).collect();
+    let mine = blobs.clone();
+    with_store(folder.path(), 4, move |store| async move {
+        for bytes in &mine {
+            let hash = put_bulk(&store, bytes, HELD).await.unwrap();
+            assert_eq!(read(&store, hash, ByteRange::ALL).await.unwrap(), *bytes);
+        }
+    });
+    for count in [2, 4, 1] {
+        let blobs = blobs.clone();
+        with_store(folder.path(), count, move |store| async move {
+            for bytes in &blobs {
+                let hash = metanode_crypto::hash(bytes);
+                assert_eq!(store.stat(hash).await.unwrap().size_bytes, bytes.len() as u64);
+                assert_eq!(read(&store, hash, ByteRange::ALL).await.unwrap(), *bytes);
+                let range = ByteRange { offset: bytes.len() as u64 / 3, length: 70_000 };
+                let (start, end) = range.clamp(bytes.len() as u64).unwrap();
+                assert_eq!(read(&store, hash, range).await.unwrap(), bytes[start as usize..end as usize]);
+                match store.get(hash).await.unwrap() {
+                    Fetched::Whole(whole) => assert_eq!(whole, *bytes),
+                    Fetched::Large { size_bytes } => assert_eq!(size_bytes, bytes.len() as u64),
+                }
+            }
+            let page = store.list_blobs(None, 100).await.unwrap();
+            assert_eq!((page.entries.len(), page.more), (blobs.len(), false));
+            let page = store.list_blobs(None, 3).await.unwrap();
+            assert_eq!((page.entries.len(), page.more), (3, true));
+        });
+    }
+}
+
+#[test]
+fn wrong_hashes_ranges_and_names_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    with_store(folder.path(), 2, |store| async move {
+        let bytes = data(5000, 1);
+        let wrong = Hash([7; 32]);
+        assert_eq!(store.put(wrong, bytes.clone(), HELD).await, Err(StoreError::HashMismatch));
+        assert_eq!(store.get(wrong).await, Err(StoreError::NotFound));
+        assert_eq!(store.remove(wrong).await, Err(StoreError::NotFound));
+        let name: TagName = "t".parse().unwrap();
+        assert_eq!(store.tag_set(name.clone(), wrong).await, Err(StoreError::NotFound));
+        assert_eq!(store.tag_get(name).await, Err(StoreError::NotFound));
+        let large = data(600_000, 2);
+        let mut bulk = store.put_bulk(None, HELD);
+        for chunk in large.chunks(256 * 1024) {
+            bulk.push(Bytes::copy_from_slice(chunk)).await.unwrap();
+        }
+        assert!(matches!(bulk.push(Bytes::from_static(b"x")).await, Err(StoreError::Malformed(_))));
+        assert_eq!(bulk.finish(wrong).await, Err(StoreError::HashMismatch));
+        let hash = put(&store, &bytes).await;
+        let range = ByteRange { offset: 5001, length: 1 };
+        assert_eq!(read(&store, hash, range).await, Err(StoreError::BadRange));
+    });
+}
+
+#[test]
+fn removed_blobs_stay_removed_and_their_space_returns() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs: Vec<Bytes> = (0..20).map(|i| data(1 << 20, 100 + i)).collect();
+    let mine = blobs.clone();
+    with_store(folder.path(), 2, move |store| async move {
+        for bytes in &mine {
+            put_bulk(&store, bytes, HELD).await.unwrap();
+        }
+        for bytes in &mine[..18] {
+            store.remove(metanode_crypto::hash(bytes)).await.unwrap();
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while used(&store) > 5 * (4 << 20) && std::time::Instant::now() < deadline {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(used(&store) <= 5 * (4 << 20), "{:?}", store.usage());
+    });
+    with_store(folder.path(), 2, move |store| async move {
+        for (i, bytes) in blobs.iter().enumerate() {
+            let found = read(&store, metanode_crypto::hash(bytes), ByteRange::ALL).await;
+            if i < 18 {
+                assert_eq!(found, Err(StoreError::NotFound));
+            } else {
+                assert_eq!(found.unwrap(), *bytes);
+            }
+        }
+    });
+}
+
+/// Bytes of segments of this shard's logs; the other one's are alike.
+fn used(store: &Store) -> u64 {
+    store.usage().segment_bytes
+}
+
+#[test]
+fn folders_keep_their_children_and_leases_end() {
+    let folder = tempfile::tempdir().unwrap();
+    with_store(folder.path(), 2, |store| async move {
+        let (kept, dropped) = (data(1000, 1), data(1000, 2));
+        let leases = store.leases();
+        let leased = PutOptions { hold: false, leases: Some(leases.clone()), ..HELD };
+        for bytes in [&kept, &dropped] {
+            store.put(metanode_crypto::hash(bytes), bytes.clone(), leased.clone()).await.unwrap();
+        }
+        let file = EntryKind::File { hash: metanode_crypto::hash(&kept), size_bytes: 1000 };
+        let entry = Entry { path: "f".into(), mode: 0o644, kind: file };
+        let manifest: Bytes = Manifest { entries: vec![entry] }.encode().unwrap().into();
+        let options = PutOptions { kind: BlobKind::Folder, ..HELD };
+        let root = metanode_crypto::hash(&manifest);
+        store.put(root, manifest.clone(), options.clone()).await.unwrap();
+        store.put(root, manifest, options.clone()).await.unwrap();
+        assert_eq!(store.remove(metanode_crypto::hash(&kept)).await, Err(StoreError::InUse { references: 2 }));
+        drop((leased, leases));
+        wait_for_removal(&store, metanode_crypto::hash(&dropped)).await;
+        assert_eq!(store.stat(metanode_crypto::hash(&kept)).await.unwrap().references, 1);
+        let stranger = EntryKind::File { hash: Hash([9; 32]), size_bytes: 1 };
+        let entry = Entry { path: "f".into(), mode: 0o644, kind: stranger };
+        let bytes: Bytes = Manifest { entries: vec![entry] }.encode().unwrap().into();
+        let missing = store.put(metanode_crypto::hash(&bytes), bytes, options).await;
+        assert_eq!(missing, Err(StoreError::MissingChild(Hash([9; 32]))));
+        store.remove(root).await.unwrap();
+        wait_for_removal(&store, metanode_crypto::hash(&kept)).await;
+    });
+}
+
+async fn wait_for_removal(store: &Store, hash: Hash) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while store.stat(hash).await != Err(StoreError::NotFound) {
+        assert!(std::time::Instant::now() < deadline, "{hash} stays");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn tags_move_and_protect() {
+    let folder = tempfile::tempdir().unwrap();
+    let name: TagName = "latest".parse().unwrap();
+    let (one, two) = (data(10, 1), data(10, 2));
+    let (first, second) = (metanode_crypto::hash(&one), metanode_crypto::hash(&two));
+    let tag = name.clone();
+    with_store(folder.path(), 2, move |store| async move {
+        put(&store, &one).await;
+        put(&store, &two).await;
+        store.tag_set(tag.clone(), first).await.unwrap();
+        assert_eq!(store.remove(first).await, Err(StoreError::InUse { references: 1 }));
+        store.tag_set(tag.clone(), second).await.unwrap();
+        store.tag_set(tag, second).await.unwrap();
+        store.remove(first).await.unwrap();
+    });
+    with_store(folder.path(), 1, move |store| async move {
+        assert_eq!(store.tag_get(name.clone()).await, Ok(second));
+        assert_eq!(store.list_tags(None, 10).await.unwrap().entries.len(), 1);
+        assert_eq!(store.remove(second).await, Err(StoreError::InUse { references: 1 }));
+        store.tag_remove(name.clone()).await.unwrap();
+        assert_eq!(store.tag_get(name).await, Err(StoreError::NotFound));
+        store.remove(second).await.unwrap();
+    });
+}
+
+#[test]
+fn a_corrupt_copy_is_refused_and_healed_by_the_next_put() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = data(8192, 5);
+    let hash = metanode_crypto::hash(&bytes);
+    let mine = bytes.clone();
+    with_store(folder.path(), 1, move |store| async move {
+        put(&store, &mine).await;
+        put(&store, &data(100, 77)).await; // a frame behind it, or the damage would be taken for a torn tail
+    });
+    flip(folder.path(), &bytes);
+    with_store(folder.path(), 1, move |store| async move {
+        assert_eq!(store.get(hash).await, Err(StoreError::Corrupt));
+        assert!(store.put(hash, bytes.clone(), HELD).await.unwrap().existed);
+        assert_eq!(store.get(hash).await, Ok(Fetched::Whole(bytes)));
+    });
+}
+
+/// Flips a bit in the middle of these bytes, wherever they are.
+fn flip(folder: &Path, bytes: &Bytes) {
+    let needle = &bytes[4000..4100];
+    for entry in std::fs::read_dir(folder.join("log-0000")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut file = std::fs::read(&path).unwrap();
+        if let Some(at) = file.windows(needle.len()).position(|window| window == needle) {
+            file[at] ^= 1;
+            std::fs::write(&path, file).unwrap();
+            return;
+        }
+    }
+    panic!("the bytes are not on disk");
+}
+
+#[test]
+fn concurrent_puts_of_many_blobs_share_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    with_store(folder.path(), 1, |store| async move {
+        let tasks: Vec<_> = (0..256)
+            .map(|i| {
+                let store = store.clone();
+                metanode_shard::spawn_local(async move { put(&store, &data(4096, 1000 + i)).await })
+            })
+            .collect();
+        for task in tasks {
+            let hash = task.await;
+            assert!(matches!(store.get(hash).await, Ok(Fetched::Whole(_))));
+        }
+        let counters = store.counters();
+        assert!(counters.frames.value() < 100, "{} frames", counters.frames.value());
+    });
+}

@@ -1,0 +1,302 @@
+//! What the product must keep, judged on one flat map of measured figures.
+//!
+//! A floor is a bound on a figure: a number, or a multiple of another figure of the same rounds. Only ratios carry from one machine
+//! to the next, so most are; the absolute ones are what users were promised.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+/// Measured figures by key: medians over rounds.
+pub(crate) type Figures = BTreeMap<String, f64>;
+
+/// Whether more or less of a figure is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    AtLeast,
+    AtMost,
+}
+
+/// What a figure is compared with.
+#[derive(Debug, Clone, Copy)]
+enum Against {
+    /// A number in the figure's own unit.
+    Number(f64),
+    /// So many times another figure.
+    Times(f64, &'static str),
+    /// Nothing: it is printed, and must be there.
+    Nothing,
+}
+
+/// A figure and what is asked of it.
+#[derive(Debug, Clone, Copy)]
+struct Floor {
+    figure: &'static str,
+    bound: Bound,
+    against: Against,
+}
+
+const fn floor(figure: &'static str, bound: Bound, against: Against) -> Floor {
+    Floor { figure, bound, against }
+}
+
+use Against::{Nothing, Number, Times};
+use Bound::{AtLeast, AtMost};
+
+/// Every floor, in the order of the table.
+const FLOORS: &[Floor] = &[
+    floor("get_4k_ops", AtLeast, Times(3.5, "get_4k_iroh_ops")),
+    floor("get_4k_server_us", AtMost, Number(5.5)),
+    floor("put_4k_durable_ops", AtLeast, Times(6.0, "put_4k_iroh_fs_ops")),
+    floor("put_4k_durable_ops", AtLeast, Times(0.30, "raw_commit_ops")),
+    floor("get_4k_cold_ops", AtLeast, Times(0.5, "raw_read_4k_ops")),
+    floor("get_4k_open_p99_us", AtMost, Number(2000.0)),
+    floor("get_4k_idle_p50_us", AtMost, Times(1.5, "quinn_idle_p50_us")),
+    floor("get_1g_mbs", AtLeast, Times(1.5, "get_1g_iroh_mbs")),
+    floor("get_1g_mbs", AtLeast, Number(1000.0)),
+    floor("get_1g_cold_mbs", AtLeast, Times(0.7, "raw_read_mbs")),
+    floor("put_1g_durable_mbs", AtLeast, Number(500.0)),
+    floor("put_1g_durable_mbs", AtLeast, Times(2.0, "put_1g_iroh_fs_mbs")),
+    floor("idle_conn_kib", AtMost, Number(32.0)),
+    floor("handshakes_ops", AtLeast, Nothing),
+];
+
+/// A floor beside what was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Row {
+    figure: &'static str,
+    value: Option<f64>,
+    /// The other figure, when the floor is relative.
+    peer: Option<(&'static str, Option<f64>)>,
+    ratio: Option<f64>,
+    /// `≥ 3.5 ×`.
+    floor: String,
+    verdict: Verdict,
+}
+
+/// How a floor was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It was.
+    Kept,
+    /// It was not.
+    Below,
+    /// A figure is missing, so nothing is known.
+    Missing,
+}
+
+impl Row {
+    /// Whether it was measured and kept.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.verdict == Verdict::Kept
+    }
+
+    fn verdict(&self) -> &'static str {
+        match self.verdict {
+            Verdict::Kept => "ok",
+            Verdict::Below => "BELOW",
+            Verdict::Missing => "NOT MEASURED",
+        }
+    }
+
+    /// Figure, value, peer, ratio, floor, verdict.
+    fn cells(&self) -> [String; 6] {
+        let peer = self.peer.map(|(name, value)| format!("{} ({name})", shown(value))).unwrap_or_default();
+        let ratio = self.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+        [self.figure.to_owned(), shown(self.value), peer, ratio, self.floor.clone(), self.verdict().to_owned()]
+    }
+}
+
+/// Judges every floor. Figures that are missing, or are no positive number, keep none.
+pub(crate) fn judge(figures: &Figures) -> Vec<Row> {
+    FLOORS.iter().map(|floor| floor.judge(figures)).collect()
+}
+
+/// The figures that the floors need.
+pub(crate) fn required() -> impl Iterator<Item = &'static str> {
+    FLOORS.iter().flat_map(|floor| {
+        let peer = match floor.against {
+            Times(_, peer) => Some(peer),
+            Number(_) | Nothing => None,
+        };
+        std::iter::once(floor.figure).chain(peer)
+    })
+}
+
+impl Floor {
+    fn judge(&self, figures: &Figures) -> Row {
+        let find = |key: &str| figures.get(key).copied().filter(|value| value.is_finite() && *value > 0.0);
+        let value = find(self.figure);
+        let sign = if self.bound == AtLeast { "≥" } else { "≤" };
+        let (peer, limit, floor) = match self.against {
+            Number(limit) => (None, Some(limit), format!("{sign} {limit}")),
+            Times(factor, peer) => {
+                let other = find(peer);
+                (Some((peer, other)), other.map(|other| factor * other), format!("{sign} {factor} ×"))
+            }
+            Nothing => (None, Some(0.0), "–".to_owned()),
+        };
+        let ratio = peer.and_then(|(_, other)| Some(value? / other?));
+        let verdict = match (value, limit, self.bound) {
+            (Some(value), Some(limit), AtLeast) if value >= limit => Verdict::Kept,
+            (Some(value), Some(limit), AtMost) if value <= limit => Verdict::Kept,
+            (Some(_), Some(_), _) => Verdict::Below,
+            (None, ..) | (_, None, _) => Verdict::Missing,
+        };
+        Row { figure: self.figure, value, peer, ratio, floor, verdict }
+    }
+}
+
+/// Three significant digits below a hundred, whole numbers above, thousands apart.
+fn shown(value: Option<f64>) -> String {
+    let Some(value) = value else { return "–".to_owned() };
+    if value < 100.0 {
+        return format!("{value:.*}", if value < 10.0 { 2 } else { 1 });
+    }
+    let digits = format!("{value:.0}");
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+const HEADINGS: [&str; 6] = ["figure", "value", "peer", "ratio", "floor", ""];
+
+/// The rows as columns for a terminal.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let cells: Vec<[String; 6]> =
+        std::iter::once(HEADINGS.map(str::to_owned)).chain(rows.iter().map(Row::cells)).collect();
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut out = String::new();
+    for row in &cells {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let gap = " ".repeat(widths[column] - cell.chars().count());
+            // Numbers to the right.
+            let _ = if matches!(column, 1 | 3) { write!(line, "{gap}{cell}  ") } else { write!(line, "{cell}{gap}  ") };
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// The rows in Markdown, for the README.
+pub(crate) fn markdown(rows: &[Row]) -> String {
+    let mut out = String::from("| figure | value | peer | ratio | floor | |\n|---|--:|---|--:|---|---|\n");
+    for row in rows {
+        let [figure, value, peer, ratio, floor, verdict] = row.cells();
+        let peer = peer.replace('(', "(`").replace(')', "`)");
+        let _ = writeln!(out, "| `{figure}` | {value} | {peer} | {ratio} | {floor} | {verdict} |");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Figures that keep every floor, each by nothing to spare.
+    fn exact() -> Figures {
+        [
+            ("get_4k_iroh_ops", 40_000.0),
+            ("get_4k_ops", 140_000.0),
+            ("get_4k_server_us", 5.5),
+            ("put_4k_iroh_fs_ops", 8_000.0),
+            ("put_4k_durable_ops", 48_000.0),
+            ("raw_commit_ops", 160_000.0),
+            ("raw_read_4k_ops", 80_000.0),
+            ("get_4k_cold_ops", 40_000.0),
+            ("get_4k_open_p99_us", 2_000.0),
+            ("quinn_idle_p50_us", 100.0),
+            ("get_4k_idle_p50_us", 150.0),
+            ("get_1g_iroh_mbs", 800.0),
+            ("get_1g_mbs", 1_200.0),
+            ("raw_read_mbs", 1_000.0),
+            ("get_1g_cold_mbs", 700.0),
+            ("put_1g_iroh_fs_mbs", 250.0),
+            ("put_1g_durable_mbs", 500.0),
+            ("idle_conn_kib", 32.0),
+            ("handshakes_ops", 1.0),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+    }
+
+    fn not_kept(figures: &Figures) -> Vec<(&'static str, Verdict)> {
+        judge(figures).iter().filter(|row| !row.is_kept()).map(|row| (row.figure, row.verdict)).collect()
+    }
+
+    #[test]
+    fn floors_are_inclusive() {
+        assert_eq!(not_kept(&exact()), []);
+    }
+
+    #[test]
+    fn each_floor_can_fail_on_its_own_figure() {
+        for floor in FLOORS.iter().filter(|floor| !matches!(floor.against, Nothing)) {
+            let mut figures = exact();
+            let worse = if floor.bound == AtLeast { 0.1 } else { 10.0 };
+            *figures.get_mut(floor.figure).expect("it is required") *= worse;
+            assert_eq!(floor.judge(&figures).verdict, Verdict::Below, "{floor:?}");
+        }
+    }
+
+    #[test]
+    fn each_relative_floor_can_fail_on_its_peer() {
+        for floor in FLOORS {
+            let Times(_, peer) = floor.against else { continue };
+            let mut figures = exact();
+            let better = if floor.bound == AtLeast { 10.0 } else { 0.1 };
+            *figures.get_mut(peer).expect("it is required") *= better;
+            assert_eq!(floor.judge(&figures).verdict, Verdict::Below, "{floor:?}");
+        }
+    }
+
+    #[test]
+    fn a_figure_that_is_missing_or_no_number_keeps_no_floor() {
+        for key in required() {
+            for value in [None, Some(f64::NAN), Some(0.0), Some(-1.0), Some(f64::INFINITY)] {
+                let mut figures = exact();
+                figures.remove(key);
+                figures.extend(value.map(|value| (key.to_owned(), value)));
+                let found = not_kept(&figures);
+                assert!(
+                    !found.is_empty() && found.iter().all(|(_, verdict)| *verdict == Verdict::Missing),
+                    "{key}: {found:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tables_show_all_six_columns() {
+        let mut figures = exact();
+        figures.insert("get_4k_ops".to_owned(), 100_000.0);
+        let rows = judge(&figures);
+        let lines = table(&rows);
+        assert_eq!(lines.lines().count(), 1 + FLOORS.len());
+        let first = lines.lines().nth(1).expect("a row");
+        let words: Vec<_> = first.split_whitespace().collect();
+        assert_eq!(words, ["get_4k_ops", "100,000", "40,000", "(get_4k_iroh_ops)", "2.50", "≥", "3.5", "×", "BELOW"]);
+        let first = markdown(&rows).lines().nth(2).expect("a row").to_owned();
+        assert_eq!(first, "| `get_4k_ops` | 100,000 | 40,000 (`get_4k_iroh_ops`) | 2.50 | ≥ 3.5 × | BELOW |");
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        for (value, text) in [
+            (0.5, "0.50"),
+            (5.456, "5.46"),
+            (32.04, "32.0"),
+            (123.4, "123"),
+            (1_234.5, "1,234"),
+            (1_234_567.0, "1,234,567"),
+        ] {
+            assert_eq!(shown(Some(value)), text);
+        }
+    }
+}
