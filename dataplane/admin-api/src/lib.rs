@@ -1,1 +1,128 @@
-//! Messages on the local socket of a node
+//! What is said on the local socket of a node.
+//!
+//! The socket is a Unix stream socket, mode 0600, in the data folder: who can open it is the node's owner, so there is no
+//! further authentication. It carries the frames of `metanode-wire` with empty bodies; requests are answered one after the
+//! other, with the request's number.
+//!
+//! | request | answer | meaning |
+//! |---|---|---|
+//! | [`Request::Status`] | [`Reply::Status`] | sums over all shards, at most a second old |
+//! | [`Request::Stop`] | [`Reply::Done`], then the end of the stream | `Done`: the stop has begun. The stream ends when the last request is answered, everything is synced and the data folder's lock is released, in a process that may still take milliseconds to exit. |
+//!
+//! Anything else is answered by [`Reply::Refused`], and the stream ends. This crate turns frames into [`Request`] and
+//! [`Reply`] and back; who reads and writes the socket is `metanode-node`.
+
+mod status;
+
+use metanode_wire::{
+    Frame, FrameError, FrameLimits, Kind, Refusal, encode,
+    message::{AdminStop, Done, NodeStatus, NodeStatusReply, Refused},
+};
+pub use status::NodeStatusInfo;
+
+/// What a frame on the local socket may have at most: a status has some hundred bytes, and there are no bodies.
+pub const FRAME_LIMITS: FrameLimits = FrameLimits { head_bytes_max: 4_096, body_bytes_max: 0 };
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// How is the node?
+    Status,
+    /// Drain, sync, end.
+    Stop,
+}
+
+impl Request {
+    /// Appends the request as a frame.
+    pub fn encode(self, out: &mut Vec<u8>, request: u32) {
+        match self {
+            Self::Status => encode(out, request, &NodeStatus {}, 0),
+            Self::Stop => encode(out, request, &AdminStop {}, 0),
+        }
+    }
+
+    /// Validates a frame that came in.
+    pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
+        match frame.kind {
+            Kind::NodeStatus => frame.message::<NodeStatus>().map(|_| Self::Status),
+            Kind::AdminStop => frame.message::<AdminStop>().map(|_| Self::Stop),
+            other => Err(FrameError::Unexpected(other)),
+        }
+    }
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<NodeStatusInfo>),
+    /// To [`Request::Stop`].
+    Done,
+    /// To what is neither.
+    Refused(Refusal),
+}
+
+impl Reply {
+    /// Appends the reply as a frame.
+    pub fn encode(&self, out: &mut Vec<u8>, request: u32) {
+        match self {
+            Self::Status(info) => encode(out, request, &info.to_message(), 0),
+            Self::Done => encode(out, request, &Done {}, 0),
+            Self::Refused(refusal) => encode(out, request, &refusal.to_message(), 0),
+        }
+    }
+
+    /// Validates a frame that came in.
+    pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
+        match frame.kind {
+            Kind::NodeStatusReply => {
+                let info = NodeStatusInfo::from_message(frame.message::<NodeStatusReply>()?);
+                info.map(|info| Self::Status(Box::new(info))).ok_or(FrameError::Malformed)
+            }
+            Kind::Done => frame.message::<Done>().map(|_| Self::Done),
+            Kind::Refused => frame.message::<Refused>().map(|message| Self::Refused(Refusal::from_message(message))),
+            other => Err(FrameError::Unexpected(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metanode_wire::{FrameReader, RefusalCode};
+
+    use super::*;
+
+    fn frame(encode: impl FnOnce(&mut Vec<u8>)) -> Frame {
+        let mut bytes = Vec::new();
+        encode(&mut bytes);
+        let mut reader = FrameReader::new(FRAME_LIMITS);
+        reader.push(bytes.into());
+        reader.next_frame().unwrap().unwrap()
+    }
+
+    #[test]
+    fn requests_and_replies_round_trip() {
+        for request in [Request::Status, Request::Stop] {
+            let frame = frame(|out| request.encode(out, 7));
+            assert_eq!((frame.request, Request::from_frame(&frame)), (7, Ok(request)));
+        }
+        let status = Reply::Status(Box::new(status::example()));
+        for reply in [status, Reply::Done, Reply::Refused(Refusal::new(RefusalCode::Malformed, "what?"))] {
+            let frame = frame(|out| reply.encode(out, 9));
+            assert_eq!((frame.request, Reply::from_frame(&frame)), (9, Ok(reply)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_no_request() {
+        let frame = frame(|out| Reply::Done.encode(out, 0));
+        assert_eq!(Request::from_frame(&frame), Err(FrameError::Unexpected(Kind::Done)));
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_malformed() {
+        let wrong = NodeStatusReply { quic_address: "here".to_owned(), ..status::example().to_message() };
+        let frame = frame(|out| metanode_wire::encode(out, 0, &wrong, 0));
+        assert_eq!(Reply::from_frame(&frame), Err(FrameError::Malformed));
+    }
+}

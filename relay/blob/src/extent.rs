@@ -76,7 +76,8 @@ impl ExtentPage {
     /// The names in a page of which only the bytes are known; for taking and dropping references.
     pub fn chunk_names(bytes: &[u8]) -> Result<Vec<Hash>, MalformedMap> {
         let (count, rest) = bytes.split_first_chunk::<4>().ok_or(MalformedMap)?;
-        let names = rest.get(4..).and_then(|r| r.get(..32 * u32::from_le_bytes(*count) as usize)).ok_or(MalformedMap)?;
+        let names =
+            rest.get(4..).and_then(|r| r.get(..32 * u32::from_le_bytes(*count) as usize)).ok_or(MalformedMap)?;
         Ok(names.as_chunks::<32>().0.iter().map(|name| Hash(*name)).collect())
     }
 }
@@ -148,7 +149,8 @@ impl MapBuilder {
     /// Adds the next chunk: [`CHUNK_BYTES`], or less if it is the last. Returns its name, and a page when one is complete.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(Hash, Option<Bytes>), BlobTooLarge> {
         debug_assert!(!chunk.is_empty() && chunk.len() <= CHUNK_BYTES);
-        let page = if self.size_bytes.is_multiple_of(EXTENT_BYTES) { self.close_extent().map(|(page, _)| page) } else { None };
+        let page =
+            if self.size_bytes.is_multiple_of(EXTENT_BYTES) { self.close_extent().map(|(page, _)| page) } else { None };
         if self.extents.len() >= EXTENTS_MAX {
             return Err(BlobTooLarge);
         }
@@ -163,7 +165,8 @@ impl MapBuilder {
     pub fn finish(mut self) -> Option<FinishedMap> {
         let size_bytes = self.size_bytes;
         let (page, top) = self.close_extent()?;
-        let hash = if self.extents.len() == 1 { top? } else { *upper_tree(&self.extents, size_bytes).pairs.last()? }.root();
+        let hash =
+            if self.extents.len() == 1 { top? } else { *upper_tree(&self.extents, size_bytes).pairs.last()? }.root();
         let root: Vec<u8> =
             self.extents.iter().flat_map(|e| Pair { left: e.page.0, right: e.value }.to_bytes()).collect();
         Some(FinishedMap { hash, size_bytes, page: Some(page), root: root.into() })

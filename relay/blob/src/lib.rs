@@ -4,5 +4,5 @@
 //! * [`extent`]: the map of a large blob: chunk names and tree of 64 MiB each, and the root record above them.
 
 pub mod extent;
-pub mod tree;
 pub mod partition;
+pub mod tree;

@@ -21,7 +21,8 @@ use std::{
 
 use bytes::Bytes;
 use metanode_log::{
-    Append, Committed, Effect, Failure, Location, RecordFlags, RecordKind, SegmentIdentity, Table, Writer, WriterLimits,
+    Append, Committed, Effect, Failure, Location, RecordFlags, RecordKind, SegmentIdentity, Table, Writer,
+    WriterLimits,
     format::{HEAD_BYTES, Record, RecordHead},
 };
 use metanode_types::{BlobKind, DurabilityClass, Hash, TagName, limits::CHUNK_BYTES};
@@ -235,6 +236,7 @@ pub type Order = (u64, u64);
 
 #[derive(Debug)]
 struct Tombstone {
+    kind: RecordKind,
     location: Location,
     order: Order,
 }
@@ -609,13 +611,7 @@ impl Partition {
         if entries >= self.entries_max { Err(OpError::IndexFull) } else { Ok(()) }
     }
 
-    fn stage(
-        &mut self,
-        token: Option<Token>,
-        record: Record,
-        change: Change,
-        essential: bool,
-    ) -> Result<(), OpError> {
+    fn stage(&mut self, token: Option<Token>, record: Record, change: Change, essential: bool) -> Result<(), OpError> {
         let key = record.key;
         let append = Append { record, ticket: Ticket { token, change }, essential };
         self.writer.append(append).map_err(|(failure, _)| OpError::Log(failure))?;
@@ -752,7 +748,11 @@ impl Partition {
     /// Tags behind `after`, in order.
     pub fn tags_page(&self, after: Option<&TagName>, count: usize) -> Vec<(TagName, Hash)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.tags.range::<TagName, _>((from, Bound::Unbounded)).take(count).map(|(name, tag)| (name.clone(), tag.target)).collect()
+        self.tags
+            .range::<TagName, _>((from, Bound::Unbounded))
+            .take(count)
+            .map(|(name, tag)| (name.clone(), tag.target))
+            .collect()
     }
 
     /// Number of blobs, and bytes of their contents.
@@ -813,7 +813,7 @@ impl Partition {
                         None => self.release_content(key, entry),
                     }
                 }
-                self.set_tombstone(key, location, order);
+                self.set_tombstone(record.kind, key, location, order);
                 Outcome::Removed
             }
             Change::Tag { name, target } => {
@@ -830,7 +830,7 @@ impl Partition {
                     self.died(tag.location);
                     tag.target
                 });
-                self.set_tombstone(key, location, order);
+                self.set_tombstone(record.kind, key, location, order);
                 Outcome::Untagged(before)
             }
             Change::Move { from } => {
@@ -895,14 +895,14 @@ impl Partition {
             self.died(from);
         }
         if matches!(record.kind, RecordKind::Unroot | RecordKind::Untag) {
-            self.set_tombstone(key, to, order);
+            self.set_tombstone(record.kind, key, to, order);
         }
     }
 
-    fn set_tombstone(&mut self, key: Hash, location: Location, order: Order) {
+    fn set_tombstone(&mut self, kind: RecordKind, key: Hash, location: Location, order: Order) {
         self.drop_tombstone(&key);
         self.lives(location);
-        self.tombstones.insert(key, Tombstone { location, order });
+        self.tombstones.insert(key, Tombstone { kind, location, order });
     }
 
     fn drop_tombstone(&mut self, key: &Hash) {
@@ -991,7 +991,9 @@ pub struct LogState {
 impl Op {
     fn key(&self) -> Hash {
         match self {
-            Self::PutWhole { hash, .. } | Self::PutRoot { hash, .. } | Self::Remove { hash } | Self::Refer { hash } => *hash,
+            Self::PutWhole { hash, .. } | Self::PutRoot { hash, .. } | Self::Remove { hash } | Self::Refer { hash } => {
+                *hash
+            }
             Self::PutChunk { name, .. } => *name,
             Self::TagSet { name, .. } | Self::TagRemove { name } => tag_key(name),
             Self::Move { head, .. } => head.key,
@@ -999,7 +1001,9 @@ impl Op {
     }
 }
 
+mod checkpoint;
 mod recover;
+pub use checkpoint::{Checkpoint, Coverage, MalformedCheckpoint};
 pub use recover::Recovery;
 
 #[cfg(test)]

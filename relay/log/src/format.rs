@@ -70,7 +70,8 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
-    fn from_u8(value: u8) -> Option<Self> {
+    /// The kind with this number.
+    pub fn from_u8(value: u8) -> Option<Self> {
         [Self::Chunk, Self::Root, Self::Whole, Self::Unroot, Self::Tag, Self::Untag]
             .into_iter()
             .find(|kind| *kind as u8 == value)

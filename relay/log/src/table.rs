@@ -68,6 +68,14 @@ impl<V> Table<V> {
         Some(entry.remove().0.1)
     }
 
+    /// Number of parts that [`part`](Self::part) knows.
+    pub const PARTS: usize = PARTS;
+
+    /// The entries of one part, in no order: for a walk in steps, between which the table may change.
+    pub fn part(&self, index: usize) -> impl Iterator<Item = (&Hash, &V)> {
+        self.parts.get(index).into_iter().flatten().map(|(key, value)| (key, value))
+    }
+
     /// All entries, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&Hash, &V)> {
         self.parts.iter().flatten().map(|(key, value)| (key, value))

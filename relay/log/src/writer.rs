@@ -167,6 +167,16 @@ impl<T> Writer<T> {
         self.sequence
     }
 
+    /// Number of the first frame that is not committed.
+    pub fn committed_sequence(&self) -> u64 {
+        if self.flight == Flight::None { self.sequence } else { self.sequence - 1 }
+    }
+
+    /// Number of the next segment to be made.
+    pub fn next_segment(&self) -> u32 {
+        self.identity.segment
+    }
+
     /// Bytes staged and not yet in a frame.
     pub fn staged_bytes(&self) -> usize {
         self.staged_bytes

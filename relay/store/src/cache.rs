@@ -34,8 +34,7 @@ impl Cache {
             .estimated_items_capacity((bytes_max / TYPICAL_BLOB_BYTES).clamp(64, 1 << 20) as usize)
             .build()
             .expect("both capacities are set");
-        let blobs =
-            unsync::Cache::with_options(options, ByBytes, rustc_hash::FxBuildHasher, Default::default());
+        let blobs = unsync::Cache::with_options(options, ByBytes, rustc_hash::FxBuildHasher, Default::default());
         Self { blobs: RefCell::new(blobs), bytes_max }
     }
 

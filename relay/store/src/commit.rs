@@ -9,10 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_log::{
-    BLOCK_BYTES, Effect, Failure, SegmentIdentity,
-    format::FrameImage,
-};
+use metanode_log::{BLOCK_BYTES, Effect, Failure, SegmentIdentity, format::FrameImage};
 use metanode_shard::{
     file::{DirectFile, DmaBuffer, OpenMode},
     run_blocking, spawn_local, yield_now,

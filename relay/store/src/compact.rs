@@ -8,17 +8,14 @@ use std::{collections::HashSet, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use metanode_blob::partition::Live;
-use metanode_log::{
-    RecordKind, ScanStep, SegmentIdentity, SegmentScan,
-    format::RecordHead,
-};
+use metanode_log::{RecordKind, ScanStep, SegmentIdentity, SegmentScan, format::RecordHead};
 use metanode_shard::{run_blocking, sleep};
 use tracing::{debug, warn};
 
 use crate::{
     StoreError,
-    open::make_reserve,
     folder::{log_path, segment_path, sync_folder},
+    open::make_reserve,
     recover::remove_log_if_empty,
     request::{Notice, Reply, Request},
     shard::{Inner, wrong},
@@ -66,7 +63,8 @@ async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<b
         mine.filter(|((log, segment), info)| {
             // Of its own log, only what is behind the segment that frames go to now.
             let behind = state.active_segment.is_some_and(|active| *segment < active);
-            (*log != inner.shard.0 || info.first.0 < inner.shared.boot || behind) && !damaged.contains(&(*log, *segment))
+            (*log != inner.shard.0 || info.first.0 < inner.shared.boot || behind)
+                && !damaged.contains(&(*log, *segment))
         })
         .map(|((log, segment), info)| (*log, *segment, info.bytes))
         .collect()

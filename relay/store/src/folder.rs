@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! store/meta                    format, identity, segment size, number of openings
+//! store/checkpoint-0003         index of partition 3
 //! store/log-0003/0000000017.seg segment 17 of log 3
 //! store/log-0003/spare          a zero-filled segment to be
 //! store/log-0003/reserve        space for removals when the disk is full
@@ -17,6 +18,11 @@ pub(crate) fn log_path(store: &Path, log: u16) -> PathBuf {
 /// File of a segment.
 pub(crate) fn segment_path(store: &Path, log: u16, segment: u32) -> PathBuf {
     log_path(store, log).join(format!("{segment:010}.seg"))
+}
+
+/// Checkpoint of a partition.
+pub(crate) fn checkpoint_path(store: &Path, shard: u16) -> PathBuf {
+    store.join(format!("checkpoint-{shard:04}"))
 }
 
 /// The number in a log folder's name.

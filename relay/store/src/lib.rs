@@ -17,6 +17,7 @@
 //! `shard.rs` (requests and their routes), `commit.rs` (the log's shell), `open.rs` (recovery).
 
 mod cache;
+mod checkpoint;
 mod children;
 mod commit;
 mod compact;

@@ -35,8 +35,12 @@ impl Notify {
 }
 
 /// A value that one task sets and another waits for.
-#[derive(Debug)]
-pub(crate) struct Slot<T>(Rc<(RefCell<Option<T>>, RefCell<Option<Waker>>)>);
+pub(crate) struct Slot<T>(Rc<Inner<T>>);
+
+struct Inner<T> {
+    value: Cell<Option<T>>,
+    waker: Cell<Option<Waker>>,
+}
 
 impl<T> Clone for Slot<T> {
     fn clone(&self) -> Self {
@@ -46,21 +50,21 @@ impl<T> Clone for Slot<T> {
 
 impl<T> Slot<T> {
     pub(crate) fn new() -> Self {
-        Self(Rc::new((RefCell::new(None), RefCell::new(None))))
+        Self(Rc::new(Inner { value: Cell::new(None), waker: Cell::new(None) }))
     }
 
     pub(crate) fn set(&self, value: T) {
-        *self.0.0.borrow_mut() = Some(value);
-        if let Some(waker) = self.0.1.take() {
+        self.0.value.set(Some(value));
+        if let Some(waker) = self.0.waker.take() {
             waker.wake();
         }
     }
 
     pub(crate) async fn wait(&self) -> T {
-        poll_fn(|cx| match self.0.0.borrow_mut().take() {
+        poll_fn(|cx| match self.0.value.take() {
             Some(value) => Poll::Ready(value),
             None => {
-                *self.0.1.borrow_mut() = Some(cx.waker().clone());
+                self.0.waker.set(Some(cx.waker().clone()));
                 Poll::Pending
             }
         })

@@ -13,12 +13,7 @@ use metanode_types::{
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES, MANIFEST_BYTES_MAX},
 };
 
-use crate::{
-    PutOptions, Store, StoreError, Stored,
-    children::ChildNames,
-    local::Notify,
-    release,
-};
+use crate::{PutOptions, Store, StoreError, Stored, children::ChildNames, local::Notify, release};
 
 /// Chunks of one PUT that may wait for their commit: 4 MiB, which is one large frame of the log.
 const WINDOW_CHUNKS: usize = 16;

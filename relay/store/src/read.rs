@@ -82,9 +82,7 @@ impl BlobReader {
         let (start, end) = range.clamp(self.size_bytes).ok_or(StoreError::BadRange)?;
         let walk = SliceWalk::new(self.size_bytes, start, end);
         let source = match self.content {
-            Content::Whole(bytes) => {
-                Source::Whole(Whole { outboard: Outboard::of(0, &bytes), bytes })
-            }
+            Content::Whole(bytes) => Source::Whole(Whole { outboard: Outboard::of(0, &bytes), bytes }),
             Content::Extents(extents) => {
                 let chunk = CHUNK_BYTES as u64;
                 let last = if start == end { start / chunk } else { end.div_ceil(chunk) };
@@ -188,12 +186,7 @@ impl Slice {
 }
 
 impl Extents {
-    async fn page(
-        &mut self,
-        inner: &Rc<Inner>,
-        index: usize,
-        size_bytes: u64,
-    ) -> Result<&ExtentPage, StoreError> {
+    async fn page(&mut self, inner: &Rc<Inner>, index: usize, size_bytes: u64) -> Result<&ExtentPage, StoreError> {
         if self.page.as_ref().is_none_or(|(at, _)| *at != index) {
             let entry = self.extents.get(index).ok_or(StoreError::Corrupt)?;
             let bytes = release::chunk(inner, entry.page).await?;

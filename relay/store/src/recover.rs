@@ -4,7 +4,7 @@
 //! heads, not payloads, except of large blobs' maps and folders' manifests, whose references are counted.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
@@ -14,14 +14,14 @@ use std::{
 use bytes::Bytes;
 use metanode_blob::{
     extent::{ExtentPage, decode_root},
-    partition::{Partition, Recovery, RootEntry, Source},
+    partition::{Coverage, Order, Partition, Recovery, RootEntry, Source},
 };
 use metanode_log::{BLOCK_BYTES, Location, ScanStep, SegmentIdentity, SegmentScan, WriterLimits};
-use metanode_types::{BlobKind, Hash, ShardId};
+use metanode_types::{BlobKind, Hash, ShardCount, ShardId};
 use tracing::{info, warn};
 
 use crate::{
-    StoreConfig,
+    StoreConfig, checkpoint,
     children::ChildNames,
     error::OpenError,
     folder::{log_path, parse_log, parse_segment, segment_path, sync_folder},
@@ -35,10 +35,14 @@ pub(crate) struct Recovered {
 }
 
 pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, OpenError> {
+    let mut recoveries: Vec<Recovery> = config.shards.iter().map(|_| Recovery::new()).collect();
+    let covered = checkpoint::load(config, meta.store, &mut recoveries);
     let mut scan = Scan {
         config,
         meta,
-        recoveries: config.shards.iter().map(|_| Recovery::new()).collect(),
+        recoveries,
+        covered,
+        found: BTreeSet::new(),
         segments: BTreeMap::new(),
         next: BTreeMap::new(),
         report: RecoveryReport::default(),
@@ -46,7 +50,10 @@ pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, Op
     for (log, folder) in logs(&config.path)? {
         scan.log(log, &folder)?;
     }
-    let Scan { recoveries, segments, next, mut report, .. } = scan;
+    let Scan { mut recoveries, found, segments, next, mut report, .. } = scan;
+    for recovery in &mut recoveries {
+        recovery.keep_existing(|log, segment| found.contains(&(log, segment)));
+    }
     let limits = WriterLimits::for_segments(meta.segment_bytes);
     let entries = (config.index_entries_max / u64::from(config.shards.get())) as usize;
     let mut tags = Vec::new();
@@ -92,6 +99,10 @@ struct Scan<'a> {
     config: &'a StoreConfig,
     meta: &'a Meta,
     recoveries: Vec<Recovery>,
+    /// What the checkpoints hold, by partition of their number of shards; empty without them.
+    covered: Vec<Coverage>,
+    /// Every segment file, damaged ones too.
+    found: BTreeSet<(u16, u32)>,
     segments: BTreeMap<(u16, u32), SegmentInfo>,
     /// First unused segment number of each log.
     next: BTreeMap<u16, u32>,
@@ -121,15 +132,21 @@ impl Scan<'_> {
         let file = File::options().read(true).write(true).open(path)?;
         let bytes = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX);
         let header = read(&file, 0, BLOCK_BYTES)?;
-        match SegmentIdentity::decode_header(&header) {
-            Some((found, _)) if found == identity => {}
+        let boot = match SegmentIdentity::decode_header(&header) {
+            Some((found, boot)) if found == identity => boot,
             // Named, but the header was not written: nothing was acknowledged in it. Otherwise it is not ours to delete.
             None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path),
             _ => {
                 warn!(path = %path.display(), "the header of a segment is damaged; its records are not served");
                 self.report.rot_bytes += u64::from(bytes);
+                self.found.insert((log, segment));
                 return Ok(());
             }
+        };
+        self.found.insert((log, segment));
+        if !self.covered.is_empty() && self.covered.iter().all(|c| c.has_segment(log, segment, boot)) {
+            self.segments.insert((log, segment), SegmentInfo { first: (boot, 0), bytes: bytes.into() });
+            return Ok(());
         }
         self.report.segments += 1;
         let mut scan = SegmentScan::new(identity, bytes);
@@ -145,6 +162,9 @@ impl Scan<'_> {
                     self.report.frames += 1;
                     self.report.records += records.len() as u64;
                     for head in &records {
+                        if self.covers(&head.key, log, order) {
+                            continue;
+                        }
                         let owner = ShardId::owner_of(&head.key, self.config.shards);
                         self.recoveries[owner.index()].record(head, order);
                     }
@@ -158,6 +178,7 @@ impl Scan<'_> {
         };
         let Some(first) = first.filter(|_| tail > BLOCK_BYTES as u32) else {
             if self.report.rot_bytes == 0 {
+                self.found.remove(&(log, segment));
                 return fs::remove_file(path);
             }
             return Ok(());
@@ -170,6 +191,14 @@ impl Scan<'_> {
         file.sync_all()?;
         self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
         Ok(())
+    }
+}
+
+impl Scan<'_> {
+    /// Whether a record is in the checkpoints.
+    fn covers(&self, key: &Hash, log: u16, order: Order) -> bool {
+        let Some(shards) = ShardCount::new(self.covered.len() as u16) else { return false };
+        self.covered[ShardId::owner_of(key, shards).index()].has_frame(log, order)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     BlobLine, BlobStat, Fetched, Leases, OpenError, Page, PutBulk, PutOptions, StoreCounters, StoreError, StorePort,
     StoreShared, Stored, TagLine, Usage, WHOLE_BYTES_MAX,
     cache::Cache,
+    checkpoint,
     commit::{self, LogFiles},
     compact,
     files::Files,
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     /// There may be a segment to free.
     pub(crate) compact: Notify,
     pub(crate) closing: Cell<bool>,
+    /// A checkpoint is being written.
+    pub(crate) checkpointing: Cell<bool>,
     port: StorePort,
     next: Cell<u64>,
     ops: RefCell<HashMap<Token, Slot<Result<Outcome, OpError>>>>,
@@ -78,6 +81,7 @@ impl Store {
             idle: Notify::default(),
             compact: Notify::default(),
             closing: Cell::new(false),
+            checkpointing: Cell::new(false),
             port,
             next: Cell::new(0),
             ops: RefCell::default(),
@@ -89,6 +93,7 @@ impl Store {
         spawn_local(commit::run(inner.clone())).detach();
         spawn_local(receive(inner.clone())).detach();
         spawn_local(compact::run(inner.clone())).detach();
+        spawn_local(checkpoint::run(inner.clone())).detach();
         inner.dispatch(); // what recovery staged
         inner.compact.notify();
         Ok(Self(inner))
@@ -265,6 +270,9 @@ impl Store {
             self.0.work.notify();
             self.0.idle.wait().await;
         }
+        if let Err(error) = checkpoint::write(&self.0).await {
+            warn!(%error, "no checkpoint was written; the next start reads the log");
+        }
         Ok(())
     }
 
@@ -319,6 +327,9 @@ impl Inner {
     }
 
     pub(crate) async fn op(self: &Rc<Self>, to: ShardId, op: Op) -> Result<Outcome, StoreError> {
+        if self.closing.get() {
+            return Err(StoreError::ShuttingDown);
+        }
         match self.request(to, Request::Op(op)).await? {
             Reply::Op(result) => Ok(result?),
             other => Err(wrong(&other)),

@@ -1,5 +1,7 @@
 //! The store on real files and real shards.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     path::Path,
     sync::{
@@ -16,8 +18,7 @@ use metanode_store::{Fetched, PutOptions, Store, StoreConfig, StoreError, StoreS
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, ShardCount, TagName};
 use metanode_wire::{Entry, EntryKind, Manifest};
 
-const HELD: PutOptions =
-    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+const HELD: PutOptions = PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
 
 /// Runs `scenario` on shard 0 of a store with `count` shards, then closes it.
 fn with_store<F>(folder: &Path, count: u16, scenario: impl FnOnce(Store) -> F + Send + 'static)

@@ -41,6 +41,15 @@ impl Recovery {
         }
     }
 
+    /// Drops what a checkpoint has and the disk has not: it was moved or removed, and its segment freed, after the checkpoint. What
+    /// was moved has been seen in the log by now.
+    pub fn keep_existing(&mut self, exists: impl Fn(u16, u32) -> bool) {
+        let exists = |location: &Location| exists(location.log, location.segment);
+        self.chunks.retain(|_, (_, location)| exists(location));
+        self.roots.retain(|_, (_, head)| exists(&head.location));
+        self.tags.retain(|_, (_, head)| exists(&head.location));
+    }
+
     /// Fills the partition. Returns the tags' records: their payloads have names and targets, to be given to
     /// [`Partition::recover_tag`].
     pub fn finish(self, partition: &mut Partition) -> Vec<RecordHead> {
@@ -51,7 +60,9 @@ impl Recovery {
         for (hash, (order, head)) in self.roots.iter() {
             if head.kind == RecordKind::Unroot {
                 partition.lives(head.location);
-                partition.tombstones.insert(*hash, Tombstone { location: head.location, order: *order });
+                partition
+                    .tombstones
+                    .insert(*hash, Tombstone { kind: head.kind, location: head.location, order: *order });
             } else {
                 let entry = RootEntry {
                     location: head.location,
@@ -68,7 +79,7 @@ impl Recovery {
         for (key, (order, head)) in self.tags {
             if head.kind == RecordKind::Untag {
                 partition.lives(head.location);
-                partition.tombstones.insert(key, Tombstone { location: head.location, order });
+                partition.tombstones.insert(key, Tombstone { kind: head.kind, location: head.location, order });
             } else {
                 tags.push(head);
             }

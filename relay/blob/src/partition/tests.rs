@@ -349,3 +349,72 @@ fn the_index_cap_refuses_and_failures_answer_everybody() {
     bench.run();
     assert_eq!(bench.ended[&second], Ok(NEW), "decided anew, in the next segment");
 }
+
+#[test]
+fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_the_same_state() {
+    for changes_at in [0, 1, 500, 1024, 1025] {
+        let mut bench = Bench::new(1, 0, BTreeMap::new());
+        let early: Vec<&'static [u8]> = vec![b"a", b"b", b"c", b"d"];
+        for bytes in &early {
+            bench.put(bytes, DURABLE).unwrap();
+        }
+        bench.done(Op::Remove { hash: hash_of(b"b") }).unwrap();
+        bench.done(Op::Refer { hash: hash_of(b"a") }).unwrap();
+        bench.done(Op::TagSet { name: tag("t"), target: hash_of(b"a") }).unwrap();
+        let mut checkpoint = Checkpoint::begin(&bench.partition, STORE, 0, 1);
+        let mut bytes = Vec::new();
+        for step in 0.. {
+            if step == changes_at {
+                bench.done(Op::Remove { hash: hash_of(b"c") }).unwrap();
+                bench.put(b"e", DURABLE).unwrap();
+                bench.put(b"b", DURABLE).unwrap();
+            }
+            match checkpoint.next(&bench.partition) {
+                Some(part) => bytes.extend(part),
+                None => break,
+            }
+        }
+        let coverage = Coverage::decode(&bytes).unwrap();
+        assert_eq!((coverage.boot, coverage.sequence), (1, 6));
+        let mut recoveries = [Recovery::new()];
+        Recovery::load(&bytes, |_| 0, &mut recoveries).unwrap();
+        let [mut recovery] = recoveries;
+        for (&segment, file) in &bench.disk {
+            if coverage.has_segment(0, segment, 1) {
+                continue;
+            }
+            let mut scan = SegmentScan::new(identity(segment), file.len() as u32);
+            loop {
+                match scan.step() {
+                    ScanStep::Read { offset, length } => {
+                        let end = (offset as usize + length as usize).min(file.len());
+                        scan.supply(offset, Bytes::copy_from_slice(&file[offset as usize..end]));
+                    }
+                    ScanStep::Frame { header, records } => {
+                        let order = (header.boot, header.sequence);
+                        if !coverage.has_frame(0, order) {
+                            records.iter().for_each(|head| recovery.record(head, order));
+                        }
+                    }
+                    ScanStep::Rot { .. } => panic!("no rot here"),
+                    ScanStep::End { .. } => break,
+                }
+            }
+        }
+        let mut after = Bench::new(2, 9, bench.disk.clone());
+        for head in recovery.finish(&mut after.partition) {
+            let target = after.partition.recover_tag(&head, &after.read(head.location)).unwrap();
+            assert!(after.partition.recover_root_reference(&target));
+        }
+        after.partition.recover_roots();
+        after.partition.recover_end(true);
+        for (bytes, there) in [(&b"a"[..], true), (b"b", true), (b"c", false), (b"d", true), (b"e", true)] {
+            assert_eq!(after.get(hash_of(bytes)).is_some(), there, "{bytes:?} at {changes_at}");
+        }
+        assert_eq!(after.partition.tag(&tag("t")), Some(hash_of(b"a")));
+        let mut damaged = bytes.clone();
+        damaged[100] ^= 1;
+        assert_eq!(Recovery::load(&damaged, |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
+        assert_eq!(Recovery::load(&bytes[..bytes.len() - 1], |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
+    }
+}

@@ -1,0 +1,266 @@
+//! The node: a child process on a core of its own.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use metanode_client::{Client, ClientConfig};
+use metanode_crypto::Identity;
+use metanode_wire::Ticket;
+use rustix::{
+    fs::{Advice, fadvise},
+    process::{Pid, Signal, kill_process},
+};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use crate::{Common, data, measure};
+
+/// How long a node may take to be ready: a recovery of the largest store here takes a second or two.
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long a node may take to end after SIGTERM.
+const STOP_TIME_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at a node that is about to end.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Longest first line of a node.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+
+/// A folder for one scenario, with the node's data in it. Removed when dropped, unless it is to be kept.
+pub(crate) struct Place {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Place {
+    /// Makes the folder: a new one, whatever an earlier run has left.
+    pub(crate) fn make(common: &Common, scenario: &str) -> Result<Self> {
+        let path = common.dir.join(format!("{scenario}-{}-{:08x}", std::process::id(), data::fresh_seed()? as u32));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+        Ok(Self { path, keep: false })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the folder for somebody to look at.
+    pub(crate) fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// The node's data folder.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// The node's log.
+    fn log(&self) -> PathBuf {
+        self.path.join("node.log")
+    }
+
+    /// Makes a data folder's first files, so that a node starts with `config` in place of the shipped configuration. The operator
+    /// may write, as on any fresh node.
+    pub(crate) fn configure(&self, config: &str) -> Result<()> {
+        let data = self.data();
+        fs::create_dir_all(&data)?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+        let operator = Identity::from_seed(&seed);
+        let mut key = File::options();
+        let mut key = key.write(true).create_new(true).mode(0o600).open(data.join("operator.key"))?;
+        std::io::Write::write_all(&mut key, operator.to_pem().as_bytes())?;
+        let config = format!("{config}\n[access]\nwriters = [\"{}\"]\n", operator.public());
+        fs::write(data.join("metanode.toml"), config).context("cannot write metanode.toml")
+    }
+
+    /// The files with the node's data: segments of the log.
+    pub(crate) fn segments(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        collect_files(&self.data().join("store"), &mut files)?;
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+        files.sort();
+        ensure!(!files.is_empty(), "the store has no segment files");
+        Ok(files)
+    }
+
+    /// Has the kernel forget what it holds of the store's files in memory. No node runs.
+    pub(crate) fn drop_page_cache(&self) -> Result<()> {
+        let mut files = Vec::new();
+        collect_files(&self.data().join("store"), &mut files)?;
+        for path in files {
+            let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            file.sync_all()?; // only clean pages can be dropped
+            fadvise(&file, 0, None, Advice::DontNeed).context("posix_fadvise")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.keep {
+            eprintln!("kept: {}", self.path.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.path) {
+            eprintln!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn collect_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => collect_files(&entry.path(), files)?,
+            kind if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A running node. Dropping it kills the process.
+pub(crate) struct Node {
+    child: Child,
+    ticket: Ticket,
+    operator: Identity,
+    /// From the start of the process until it was ready.
+    pub(crate) start_time: Duration,
+}
+
+impl Node {
+    /// Starts a node on `place`, as a user would, but for the ports.
+    pub(crate) async fn start(common: &Common, place: &Place) -> Result<Self> {
+        let begun = Instant::now();
+        let mut starting = Starting::spawn(common, place)?;
+        let stdout = starting.stdout.take().context("the node has no stdout")?;
+        let line = tokio::task::spawn_blocking(move || first_line(stdout));
+        let ready = match timeout(READY_TIME_MAX, line).await {
+            Ok(line) => line??,
+            Err(_elapsed) => bail!("the node was not ready within {} s", READY_TIME_MAX.as_secs()),
+        };
+        let start_time = begun.elapsed();
+        if ready.is_empty() {
+            let status = ended_within(&mut starting.child, Duration::from_secs(1)).await?;
+            let how = status.map_or_else(|| "closed its output".to_owned(), |status| format!("ended with {status}"));
+            bail!("the node {how} before it was ready; the end of its log:\n{}", tail_of(&place.log()));
+        }
+        let ready: Value = serde_json::from_str(&ready).with_context(|| format!("the node said {ready:?}"))?;
+        let text = |key| ready.get(key).and_then(Value::as_str).with_context(|| format!("the node's line has no {key}"));
+        let ticket: Ticket = text("ticket")?.parse().context("the node's ticket")?;
+        let address: SocketAddr = text("quic")?.parse().context("the node's address")?;
+        ensure!(address.ip().is_loopback() && ticket.addresses.contains(&address), "the node listens on {address}");
+        let key = place.data().join("operator.key");
+        let pem = fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?;
+        let operator = Identity::from_pem(&pem).context("the operator's key")?;
+        Ok(Self { child: starting.release(), ticket, operator, start_time })
+    }
+
+    /// Starts a node and kills it after a while, ready or not.
+    pub(crate) async fn start_and_kill(common: &Common, place: &Place, after: Duration) -> Result<()> {
+        let mut starting = Starting::spawn(common, place)?;
+        let _stdout = starting.stdout.take(); // open until the kill: a closed one would be another fault
+        sleep(after).await;
+        if let Some(status) = starting.child.try_wait()? {
+            bail!("the node ended with {status} while it started; the end of its log:\n{}", tail_of(&place.log()));
+        }
+        Ok(()) // dropping it kills
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// A client with the operator's key, as the library is shipped.
+    pub(crate) async fn client(&self) -> Result<Client> {
+        let client = Client::connect(&self.ticket, ClientConfig::new(self.operator.clone())).await?;
+        ensure!(client.may_write(), "the node does not let its operator write");
+        client.connect_all_shards().await?;
+        Ok(client)
+    }
+
+    /// Peak resident memory so far, in MiB.
+    pub(crate) fn hwm_mib(&self) -> Result<f64> {
+        Ok(measure::memory_kib(self.pid(), "VmHWM")? / 1024.0)
+    }
+
+    /// Asks the node to end, which it must do in good order.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("the node is gone")?;
+        match ended_within(&mut self.child, STOP_TIME_MAX).await? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => bail!("the node ended with {status} after SIGTERM"),
+            None => bail!("the node did not end within {} s after SIGTERM", STOP_TIME_MAX.as_secs()),
+        }
+    }
+
+    /// SIGKILL, now. Returns once the process is gone.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the node had ended by itself, with {status}");
+        }
+        self.child.kill().context("cannot kill the node")?;
+        self.child.wait().context("cannot wait for the node")?;
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A node that is not ready yet. Dropping it kills the process.
+struct Starting {
+    child: Child,
+    stdout: Option<ChildStdout>,
+    is_released: bool,
+}
+
+impl Starting {
+    fn spawn(common: &Common, place: &Place) -> Result<Self> {
+        let log = File::options().append(true).create(true).open(place.log()).context("cannot open the node's log")?;
+        let mut command = Command::new(&common.metanode);
+        command.args(["start", "--foreground", "-o", "json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+        command.arg("--data").arg(place.data());
+        // The shipped configuration is that of the folder, whatever this process's environment says.
+        for name in ["METANODE_DATA", "METANODE_NODE", "METANODE_KEY", "METANODE_LOG"] {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        // A child inherits the affinity of the thread that starts it, and a node runs one shard a core that it may use.
+        measure::pin(common.server_core)?;
+        let spawned = command.spawn();
+        measure::pin(common.client_core)?;
+        let mut child = spawned.with_context(|| format!("cannot start {}", common.metanode.display()))?;
+        let stdout = child.stdout.take();
+        Ok(Self { child, stdout, is_released: false })
+    }
+
+    fn release(mut self) -> Child {
+        self.is_released = true;
+        let placeholder = Command::new("true");
+        let _ = placeholder;
+        unreachable!()
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if !self.is_released {
+            end(&mut self.child);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use metanode_types::{ByteRange, DurabilityClass, Hash, TagName};
+use metanode_wire::Ticket;
+
+use crate::{
+    exit,
+    output::Format,
+    reference::{self, Reference},
+};
+
+/// Store and fetch content by its BLAKE3 hash, over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "metanode", version, max_term_width = 100, after_help = exit::TABLE, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// How to print data
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// The node to use; otherwise the one of the data folder
+    #[arg(long, global = true, env = "METANODE_NODE", value_name = "TICKET")]
+    pub(crate) node: Option<Ticket>,
+    /// The data folder [default: $XDG_DATA_HOME/metanode or ~/.local/share/metanode]
+    #[arg(long, global = true, env = "METANODE_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The private key to show to the node [default: operator.key of the data folder, else a fresh one that may only read]
+    #[arg(long, global = true, env = "METANODE_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// How long to wait for an answer
+    #[arg(long, global = true, default_value = "30", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// No progress bars
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a node, in the background unless told otherwise
+    Start(Start),
+    /// Stop the node of the data folder and wait until it has ended
+    Stop(Stop),
+    /// Try it out: start a throw-away node, store a folder, fetch it back, compare, print figures
+    Quickstart(Quickstart),
+    /// Store a file, a folder or standard input; prints its hash
+    Put(Put),
+    /// Fetch a blob, a folder, or a part of one, verifying every byte
+    Get(Get),
+    /// List blobs, tags, or the entries of a folder
+    Ls(Ls),
+    /// What the node knows of a blob, or a folder of an entry
+    Stat(Stat),
+    /// Name blobs
+    #[command(subcommand)]
+    Tag(Tag),
+    /// Remove blobs to which no tag and no folder refers
+    Rm(Rm),
+    /// How the node is
+    Status,
+    /// What this machine has, and what is lost without the rest
+    Doctor,
+    /// A quick measurement of the node in use
+    Bench(Bench),
+    /// Print the public key that this command shows to nodes
+    Id,
+    /// The configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Roles of this program
+    #[command(subcommand)]
+    Node(Node),
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What is different from the configuration file, for this run.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Overrides {
+    /// UDP address to listen on; port 0 for any
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// TCP address of the metrics page, or "off"
+    #[arg(long, value_name = "ADDRESS", value_parser = address_or_off)]
+    pub(crate) metrics: Option<AddressOrOff>,
+    /// Number of shards
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) shards: Option<u16>,
+    /// CPUs to pin the shards to: 0,1,2
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) cores: Option<Vec<usize>>,
+    /// Size of the memory cache: 416M
+    #[arg(long, value_name = "BYTES", value_parser = reference::size)]
+    pub(crate) cache: Option<u64>,
+    /// Level of the log: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AddressOrOff {
+    Address(SocketAddr),
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// Stay in the foreground and log to standard error
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// How long to wait for its end
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) deadline: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quickstart {
+    /// The folder to store [default: sources of the cargo registry, else the current folder]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    /// A file, a folder, or - for standard input
+    #[arg(value_name = "FILE|DIR|-")]
+    pub(crate) source: PathBuf,
+    /// Point this tag to it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tag: Option<TagName>,
+    /// When the node answers: once it is on disk, or in memory
+    #[arg(long, value_enum, default_value = "durable")]
+    pub(crate) class: Class,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Class {
+    /// After fdatasync: it survives a crash
+    Durable,
+    /// Once it is in memory: a crash may lose it
+    Memory,
+}
+
+impl From<Class> for DurabilityClass {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Durable => Self::Durable,
+            Class::Memory => Self::Memory,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// What to fetch; /PATH names an entry of a folder
+    #[arg(value_name = "HASH|TICKET|TAG[/PATH]")]
+    pub(crate) what: Reference,
+    /// Where to write it, or - for standard output [default: its name, here]
+    #[arg(value_name = "DEST|-")]
+    pub(crate) target: Option<PathBuf>,
+    /// Only these bytes: START..END, START.., ..END or START+LENGTH; K, M and G are understood
+    #[arg(long, value_parser = reference::range)]
+    pub(crate) range: Option<ByteRange>,
+    /// Replace what is there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Recreate links that may lead out of the folder too
+    #[arg(long)]
+    pub(crate) unsafe_links: bool,
+    /// Of a folder, fetch the manifest itself
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// A folder whose entries to list; otherwise all blobs of the node
+    #[arg(value_name = "HASH|TICKET|TAG[/PATH]")]
+    pub(crate) folder: Option<Reference>,
+    /// List tags instead of blobs
+    #[arg(long, conflicts_with = "folder")]
+    pub(crate) tags: bool,
+    /// Stop after this many
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
+    /// Begin behind this hash (with --tags: this name; in a folder: this path)
+    #[arg(long, value_name = "HASH|NAME|PATH")]
+    pub(crate) after: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stat {
+    #[arg(value_name = "HASH|TICKET|TAG[/PATH]")]
+    pub(crate) what: Reference,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tag {
+    /// Point a tag to a blob
+    Set {
+        /// Its name
+        name: TagName,
+        /// The blob
+        hash: Hash,
+    },
+    /// Where a tag points
+    Get {
+        /// Its name
+        name: TagName,
+    },
+    /// Remove a tag; the blob stays
+    Rm {
+        /// Its name
+        name: TagName,
+    },
+    /// List tags
+    Ls {
+        /// Stop after this many
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<u64>,
+        /// Begin behind this name
+        #[arg(long, value_name = "NAME")]
+        after: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// The blobs
+    #[arg(required = true, value_name = "HASH")]
+    pub(crate) hashes: Vec<Hash>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// How long each measurement of small blobs lasts
+    #[arg(long, default_value = "2", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) time: Duration,
+    /// Small requests on the way at once
+    #[arg(long, default_value = "64", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) concurrency: u32,
+    /// When the node answers a put
+    #[arg(long, value_enum, default_value = "durable")]
+    pub(crate) class: Class,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Read and check a configuration, print what is in force
+    Check {
+        /// The file [default: metanode.toml of the data folder]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Run a node in this process; logs to standard error
+    Run(NodeRun),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeRun {
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+    /// Leave the session of the terminal, and standard output once the node is ready
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+    /// End when the starting process ends
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    match Duration::try_from_secs_f64(number) {
+        Ok(time) if !time.is_zero() && time <= Duration::from_secs(86_400) => Ok(time),
+        _ => Err("expected more than 0 and at most 86400 seconds".into()),
+    }
+}
+
+fn address_or_off(text: &str) -> Result<AddressOrOff, String> {
+    if text == "off" {
+        return Ok(AddressOrOff::Off);
+    }
+    text.parse().map(AddressOrOff::Address).map_err(|_| format!("{text:?} is neither an address nor \"off\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_lines_of_the_readme_parse() {
+        let hash = "ab".repeat(32);
+        for line in [
+            "metanode start --foreground -o json --shards 2 --cores 0,1 --listen 127.0.0.1:0 --cache 64M --metrics off",
+            "metanode --data /tmp/x stop --deadline 5",
+            "metanode quickstart",
+            "metanode put - --tag a/b --class memory -o json",
+            &format!("metanode get {hash}/a/b - --range 5..9"),
+            &format!("metanode get {hash} dest --force"),
+            "metanode ls --tags --limit 5 --after x",
+            &format!("metanode ls {hash}/folder"),
+            &format!("metanode tag set name {hash}"),
+            &format!("metanode rm {hash} {hash}"),
+            "metanode config check file.toml -o yaml",
+            "metanode node run --data /x",
+            "metanode completions bash",
+            "metanode bench --time 0.5 --concurrency 8",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in [
+            "metanode put",
+            "metanode rm",
+            "metanode rm nothash",
+            "metanode get x --range 9..5",
+            "metanode tag set x nothash",
+            "metanode --node nonsense ls",
+            "metanode stop --deadline 0",
+            "metanode start --metrics maybe",
+            "metanode bench --concurrency 0",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `metanode get`.
+
+use std::{
+    os::fd::AsFd as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use metanode_client::{
+    Client, ClientError, Counted, Progress, WriterSink,
+    files::{self, FileIo},
+    folder::{self, Contents, FolderGet, Links},
+};
+use metanode_types::{BlobKind, ByteRange, Hash};
+use metanode_wire::{EntryKind, Manifest};
+use serde::Serialize;
+
+use super::{as_file, with_client};
+use crate::{
+    args::{Get, Global},
+    exit::{Exit, Failure, Result},
+    output::{Show, bytes, count},
+    progress::shown,
+    reference::Resolved,
+};
+
+/// What was fetched.
+#[derive(Debug, Serialize)]
+struct Report {
+    hash: String,
+    kind: &'static str,
+    /// Bytes that were written.
+    size: u64,
+    path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<u64>,
+}
+
+impl Show for Report {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let size = format!("{} ({} bytes), verified", bytes(self.size), count(self.size));
+        let mut lines = vec![("path", self.path.display().to_string()), ("hash", self.hash.clone()), ("size", size)];
+        lines.extend(self.files.map(|files| ("files", count(files))));
+        lines
+    }
+}
+
+/// What a reference turned out to be.
+enum What {
+    Blob { hash: Hash, mode: Option<u16> },
+    Folder { hash: Hash, manifest: Manifest },
+}
+
+pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
+    let report = with_client(global, get.what.ticket(), true, async |client, _| {
+        let resolved = get.what.resolve(client).await?;
+        let progress = Progress::default();
+        let work = async {
+            let what = find(client, resolved, get.raw).await?;
+            fetch(client, get, what, &progress).await
+        };
+        shown("get", global.quiet, &progress, work).await
+    })?;
+    match report {
+        Some(report) => global.output.print(&report),
+        None => Ok(()), // the data went to standard output
+    }
+}
+
+async fn find(client: &Client, resolved: Resolved, raw: bool) -> Result<What> {
+    let Resolved { hash, path } = resolved;
+    let Some(path) = path else {
+        return match client.stat(hash).await?.kind {
+            BlobKind::Folder if !raw => Ok(What::Folder { hash, manifest: folder::get_manifest(client, hash).await? }),
+            BlobKind::Folder | BlobKind::Blob => Ok(What::Blob { hash, mode: None }),
+        };
+    };
+    let manifest = folder::get_manifest(client, hash).await?;
+    let entry = folder::entry_at(&manifest, &path)?;
+    match &entry.kind {
+        EntryKind::File { hash, .. } => Ok(What::Blob { hash: *hash, mode: Some(entry.mode) }),
+        EntryKind::Folder => Ok(What::Folder { hash, manifest: folder::subfolder(&manifest, &path) }),
+        EntryKind::Link { target } => {
+            Err(Failure::new(Exit::Other, format!("{path} is a link to {target:?}")).hint("fetch what it leads to"))
+        }
+    }
+}
+
+async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> Result<Option<Report>> {
+    let file_io = FileIo::probe();
+    let target = get.target.clone().unwrap_or_else(|| PathBuf::from(get.what.file_name()));
+    let range = get.range.unwrap_or(ByteRange::ALL);
+    match what {
+        What::Blob { hash, .. } if target == Path::new("-") => {
+            let stdout = as_file(std::io::stdout().as_fd())?;
+            let mut sink = Counted { inner: WriterSink(stdout), progress: progress.clone() };
+            files::get_into(client, hash, range, &mut sink).await?;
+            let flushed = tokio::io::AsyncWriteExt::flush(&mut sink.inner.0).await;
+            flushed.map_err(crate::exit::io("standard output"))?;
+            Ok(None)
+        }
+        What::Blob { hash, mode } => {
+            let fetched = files::get_file(client, hash, range, &target, get.force, file_io, progress).await;
+            let fetched = fetched.map_err(|error| in_folder(error, &target))?;
+            if let Some(mode) = mode {
+                let mode = std::fs::Permissions::from_mode(u32::from(mode));
+                std::fs::set_permissions(&target, mode).map_err(crate::exit::io(target.display()))?;
+            }
+            Ok(Some(Report {
+                hash: hash.to_string(),
+                kind: "blob",
+                size: fetched.taken_bytes,
+                path: target,
+                files: None,
+            }))
+        }
+        What::Folder { .. } if target == Path::new("-") => Err(Failure::usage("a folder can't go to standard output")
+            .hint("name a DEST, one of its files (HASH/PATH), or --raw")),
+        What::Folder { .. } if get.range.is_some() => Err(Failure::usage("a folder has no ranges of bytes")),
+        What::Folder { hash, manifest } => {
+            let links = if get.unsafe_links { Links::All } else { Links::Inside };
+            let how = FolderGet { replace: get.force, links, file_io };
+            let contents = folder::get_folder(client, &manifest, &target, how, progress).await;
+            let Contents { files, bytes, .. } = contents.map_err(|error| in_folder(error, &target))?;
+            Ok(Some(Report { hash: hash.to_string(), kind: "folder", size: bytes, path: target, files: Some(files) }))
+        }
+    }
+}
+
+/// A better hint where the usual one would not help.
+fn in_folder(error: ClientError, target: &Path) -> Failure {
+    match &error {
+        ClientError::TargetExists(_) if target.is_dir() => {
+            Failure::from(error).hint("name the target inside that folder, or replace the folder with --force")
+        }
+        ClientError::Unsuitable { reason, .. } if reason.contains("link") => {
+            Failure::from(error).hint("--unsafe-links recreates such links all the same")
+        }
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,352 @@
+//! Blobs from and to files.
+//!
+//! A file that is fetched is written beside its final name, as `.NAME.metanode-part-…`, from verified bytes only; it is synced
+//! and then renamed. Whoever finds a file under the final name has all of it, and the right one.
+
+mod part;
+mod plain;
+mod uring;
+
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metanode_types::{ByteRange, Hash};
+use metanode_wire::RefusalCode;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    BlobSink, BlobSource, Client, ClientError, Counted, Fetched, Got, Progress, PutOptions, Stored, link::busy_pause,
+};
+pub(crate) use part::{PartFile, PartFolder};
+
+/// Bytes gathered before they go to the disk, and the number of such buffers on the way: 8 MiB a file.
+const WRITE_BUFFER_BYTES: usize = 1 << 20;
+const WRITE_BUFFERS: usize = 8;
+
+/// Chunks read ahead: 2 MiB a file.
+const READ_AHEAD_CHUNKS: usize = 8;
+
+/// How often a whole file is sent again when the node is busy, and how long that may take in all.
+const BUSY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How files are read and written: by io_uring on a thread of its own where the kernel allows it, by plain calls elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileIo {
+    /// `read` and `write` on blocking threads.
+    Plain,
+    /// io_uring, through tokio-uring.
+    Uring,
+}
+
+impl FileIo {
+    /// Io_uring if a ring can be made here, plain calls otherwise. Containers and hardened kernels often forbid it.
+    pub fn probe() -> Self {
+        match uring::probe() {
+            Ok(()) => Self::Uring,
+            Err(_) => Self::Plain,
+        }
+    }
+
+    /// Why io_uring can't be used here, if it can't.
+    pub fn uring_error() -> Option<io::Error> {
+        uring::probe().err()
+    }
+}
+
+/// What has the contents of a file: a change of it while it is read is noticed by these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub(crate) size_bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { size_bytes: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}
+
+/// A file was written to while it was read: what was read may be of no one version of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{CHANGED}")]
+pub(crate) struct ChangedWhileRead;
+
+pub(crate) const CHANGED: &str = "it changed while it was read";
+
+impl ChangedWhileRead {
+    pub(crate) fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+}
+
+/// Names the file in an error of its transfer.
+pub(crate) fn of_file(path: &Path) -> impl FnOnce(ClientError) -> ClientError {
+    move |error| match error {
+        ClientError::Stream(source) if source.get_ref().is_some_and(|e| e.is::<ChangedWhileRead>()) => {
+            ClientError::Unsuitable { path: path.into(), reason: CHANGED }
+        }
+        ClientError::Stream(source) => ClientError::Io { path: path.into(), source },
+        other => other,
+    }
+}
+
+/// A file as a source of chunks, read ahead.
+#[derive(Debug)]
+pub struct FileSource {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+}
+
+impl FileSource {
+    /// Starts to read `file` from its beginning. The last chunk is followed by an error if the file changed meanwhile.
+    pub fn new(file: File, how: FileIo) -> io::Result<Self> {
+        let version = Version::of(&file.metadata()?);
+        let (give, chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
+        match how {
+            FileIo::Plain => drop(tokio::task::spawn_blocking(move || plain::read(file, version, &give))),
+            FileIo::Uring => uring::read(file, version, give)?,
+        }
+        Ok(Self { chunks })
+    }
+}
+
+impl BlobSource for FileSource {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        self.chunks.recv().await.transpose()
+    }
+}
+
+/// A file as a sink, written behind.
+#[derive(Debug)]
+pub struct FileSink {
+    buffer: Vec<u8>,
+    full: Option<mpsc::Sender<Vec<u8>>>,
+    /// Buffers that were written, to be filled again.
+    empty: mpsc::Receiver<Vec<u8>>,
+    end: Option<oneshot::Receiver<io::Result<()>>>,
+}
+
+impl FileSink {
+    /// Starts to write `file` from its beginning.
+    pub fn new(file: File, how: FileIo) -> io::Result<Self> {
+        let (full, take_full) = mpsc::channel(WRITE_BUFFERS - 2);
+        let (give_empty, empty) = mpsc::channel(WRITE_BUFFERS);
+        let (tell, end) = oneshot::channel();
+        match how {
+            FileIo::Plain => drop(tokio::task::spawn_blocking(move || {
+                let _ = tell.send(plain::write(file, take_full, &give_empty)); // nobody waits after a failed transfer
+            })),
+            FileIo::Uring => uring::write(file, take_full, give_empty, tell)?,
+        }
+        Ok(Self { buffer: Vec::with_capacity(WRITE_BUFFER_BYTES), full: Some(full), empty, end: Some(end) })
+    }
+
+    /// Everything is in the file, and synced, when this returns.
+    pub async fn finish(mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            self.flush().await?;
+        }
+        self.full = None; // the writer sees the end
+        self.ended().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        let next = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(WRITE_BUFFER_BYTES));
+        let buffer = std::mem::replace(&mut self.buffer, next);
+        let full = self.full.as_ref().expect("only the end takes it away");
+        match full.send(buffer).await {
+            Ok(()) => Ok(()),
+            // The writer has gone, and says why.
+            Err(_) => self.ended().await.and(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    async fn ended(&mut self) -> io::Result<()> {
+        match self.end.take() {
+            Some(end) => end.await.unwrap_or_else(|_| Err(io::Error::other("the writing thread ended early"))),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl BlobSink for FileSink {
+    async fn take(&mut self, _offset: u64, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let n = data.len().min(WRITE_BUFFER_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(&data[..n]);
+            data = &data[n..];
+            if self.buffer.len() == WRITE_BUFFER_BYTES {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stores a regular file (or what a link to one leads to).
+pub async fn put_file(
+    client: &Client,
+    path: &Path,
+    options: PutOptions,
+    how: FileIo,
+    progress: &Progress,
+) -> Result<Stored, ClientError> {
+    // Asked before it is opened: opening a pipe would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(ClientError::io(path))?;
+    if !metadata.is_file() {
+        return Err(ClientError::Unsuitable { path: path.into(), reason: "it is not a regular file" });
+    }
+    let open = || File::open(path).map_err(ClientError::io(path));
+    progress.expect(1, metadata.len());
+    let stored = put_opened(client, path, open, metadata.len(), options, how, progress).await?;
+    progress.add_file();
+    Ok(stored)
+}
+
+/// Stores what `open` opens; opens it again when the node was busy.
+pub(crate) async fn put_opened(
+    client: &Client,
+    path: &Path,
+    open: impl Fn() -> Result<File, ClientError>,
+    size_bytes: u64,
+    options: PutOptions,
+    how: FileIo,
+    progress: &Progress,
+) -> Result<Stored, ClientError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let inner = FileSource::new(open()?, how).map_err(ClientError::io(path))?;
+        let mut source = Counted { inner, progress: progress.clone() };
+        match client.put_source(&mut source, Some(size_bytes), options).await {
+            Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::Busy && waited < BUSY_PATIENCE => {
+                let pause = busy_pause(&refusal);
+                tokio::time::sleep(pause).await;
+                waited += pause;
+            }
+            result => return result.map_err(of_file(path)),
+        }
+    }
+}
+
+/// Fetches a range of a blob into `sink`; a small whole blob in one round trip.
+pub async fn get_into(
+    client: &Client,
+    hash: Hash,
+    range: ByteRange,
+    sink: &mut impl BlobSink,
+) -> Result<Fetched, ClientError> {
+    if range == ByteRange::ALL
+        && let Got::Whole(bytes) = client.get_whole(hash).await?
+    {
+        sink.take(0, &bytes).await.map_err(ClientError::Stream)?;
+        let size_bytes = bytes.len() as u64;
+        return Ok(Fetched { size_bytes, taken_bytes: size_bytes });
+    }
+    client.get_range(hash, range, sink).await
+}
+
+/// Fetches a range of a blob into the file `target`, which must not exist unless `replace`.
+pub async fn get_file(
+    client: &Client,
+    hash: Hash,
+    range: ByteRange,
+    target: &Path,
+    replace: bool,
+    how: FileIo,
+    progress: &Progress,
+) -> Result<Fetched, ClientError> {
+    let part = PartFile::create(target, replace)?;
+    let file = part.open().map_err(ClientError::io(target))?;
+    let inner = FileSink::new(file, how).map_err(ClientError::io(target))?;
+    let mut sink = Counted { inner, progress: progress.clone() };
+    let fetched = get_into(client, hash, range, &mut sink).await.map_err(of_file(target))?;
+    sink.inner.finish().await.map_err(ClientError::io(target))?;
+    part.publish()?;
+    progress.add_file();
+    Ok(fetched)
+}
+
+#[cfg(test)]
+mod tests {
+    use metanode_types::limits::CHUNK_BYTES;
+
+    use super::*;
+
+    fn both() -> Vec<FileIo> {
+        let mut both = vec![FileIo::Plain];
+        both.extend((FileIo::probe() == FileIo::Uring).then_some(FileIo::Uring));
+        both
+    }
+
+    #[tokio::test]
+    async fn what_a_sink_took_a_source_gives_back() {
+        let folder = tempfile::tempdir().unwrap();
+        for how in both() {
+            for size in [0, 1, CHUNK_BYTES, WRITE_BUFFER_BYTES, 9 * WRITE_BUFFER_BYTES + 77] {
+                let path = folder.path().join("file");
+                let data: Vec<u8> = (0..size).map(|i| (i / 3 % 251) as u8).collect();
+                let mut sink = FileSink::new(File::create(&path).unwrap(), how).unwrap();
+                for (at, piece) in data.chunks(16_000).enumerate() {
+                    sink.take(at as u64 * 16_000, piece).await.unwrap();
+                }
+                sink.finish().await.unwrap();
+                assert!(std::fs::read(&path).unwrap() == data, "{how:?} {size}");
+                let mut source = FileSource::new(File::open(&path).unwrap(), how).unwrap();
+                let mut read = Vec::new();
+                while let Some(chunk) = source.next_chunk().await.unwrap() {
+                    assert!(chunk.len() == CHUNK_BYTES || read.len() + chunk.len() == size);
+                    read.extend_from_slice(&chunk);
+                }
+                assert!(read == data, "{how:?} {size}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_grows_while_it_is_read_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        for how in both() {
+            let path = folder.path().join("file");
+            // More than is read ahead, so that the end is read after the change.
+            std::fs::write(&path, vec![1; (READ_AHEAD_CHUNKS + 8) * CHUNK_BYTES]).unwrap();
+            let mut source = FileSource::new(File::open(&path).unwrap(), how).unwrap();
+            source.next_chunk().await.unwrap();
+            use std::io::Write as _;
+            File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+            let end = loop {
+                match source.next_chunk().await {
+                    Ok(Some(_)) => {}
+                    other => break other,
+                }
+            };
+            let error = of_file(&path)(ClientError::Stream(end.unwrap_err()));
+            assert!(matches!(error, ClientError::Unsuitable { reason: CHANGED, .. }), "{how:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failing_disk_is_an_error_of_the_sink() {
+        for how in both() {
+            let full = File::options().write(true).open("/dev/full").unwrap();
+            let mut sink = FileSink::new(full, how).unwrap();
+            let data = vec![0; WRITE_BUFFER_BYTES];
+            let mut result = Ok(());
+            for at in 0..20 {
+                result = sink.take(at, &data).await;
+                if result.is_err() {
+                    break;
+                }
+            }
+            let result = match result {
+                Ok(()) => sink.finish().await,
+                failed => failed,
+            };
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull, "{how:?}");
+        }
+    }
+}

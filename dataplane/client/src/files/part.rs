@@ -1,0 +1,245 @@
+//! Files and folders that are written beside their final name.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{AtFlags, CWD, RenameFlags};
+
+use crate::ClientError;
+
+/// A file under a temporary name; removed when dropped unpublished.
+#[derive(Debug)]
+pub(crate) struct PartFile {
+    part: PathBuf,
+    target: PathBuf,
+    replace: bool,
+    is_published: bool,
+}
+
+impl PartFile {
+    /// Makes an empty file beside `target`. What is there already is left alone until the end, and then replaced if `replace`.
+    pub(crate) fn create(target: &Path, replace: bool) -> Result<Self, ClientError> {
+        check_target(target, replace, fs::FileType::is_dir, "it is a folder")?;
+        let part = part_name(target)?;
+        let made = File::options().write(true).create_new(true).open(&part);
+        made.map_err(ClientError::io(&part))?;
+        Ok(Self { part, target: target.into(), replace, is_published: false })
+    }
+
+    pub(crate) fn open(&self) -> io::Result<File> {
+        File::options().write(true).open(&self.part)
+    }
+
+    /// Gives the file its name. Its contents were synced before.
+    pub(crate) fn publish(mut self) -> Result<(), ClientError> {
+        rename(&self.part, &self.target, self.replace)?;
+        self.is_published = true;
+        sync_parent(&self.target)
+    }
+}
+
+impl Drop for PartFile {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = fs::remove_file(&self.part); // best effort: its name says what it is
+        }
+    }
+}
+
+/// A folder under a temporary name, closed to other users; removed with all it has when dropped unpublished.
+#[derive(Debug)]
+pub(crate) struct PartFolder {
+    part: PathBuf,
+    target: PathBuf,
+    replace: bool,
+}
+
+impl PartFolder {
+    pub(crate) fn create(target: &Path, replace: bool) -> Result<Self, ClientError> {
+        check_target(target, replace, |kind| !kind.is_dir(), "it is not a folder")?;
+        let part = part_name(target)?;
+        fs::DirBuilder::new().mode(0o700).create(&part).map_err(ClientError::io(&part))?;
+        let folder = Self { part, target: target.into(), replace };
+        fs::create_dir(folder.path()).map_err(ClientError::io(folder.path()))?;
+        Ok(folder)
+    }
+
+    /// Where to put the contents.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.part.join("folder")
+    }
+
+    /// Syncs the file system it is on and gives the folder its name.
+    pub(crate) fn publish(self) -> Result<(), ClientError> {
+        let path = self.path();
+        // One sync for all files: one each would cost a disk flush a file.
+        let opened = File::open(&path).map_err(ClientError::io(&path))?;
+        rustix::fs::syncfs(&opened).map_err(|error| ClientError::io(&path)(error.into()))?;
+        if self.replace && self.target.exists() {
+            let old = self.part.join("old");
+            fs::rename(&self.target, &old).map_err(ClientError::io(&self.target))?;
+            if let Err(error) = rename(&path, &self.target, false) {
+                let _ = fs::rename(&old, &self.target); // the error that is returned says what went wrong
+                return Err(error);
+            }
+        } else {
+            rename(&path, &self.target, false)?;
+        }
+        sync_parent(&self.target)
+    }
+}
+
+impl Drop for PartFolder {
+    fn drop(&mut self) {
+        remove_all(&self.part);
+    }
+}
+
+/// Folders inside may have lost the permission to remove from them; that is given back first.
+fn remove_all(path: &Path) {
+    if fs::remove_dir_all(path).is_ok() {
+        return;
+    }
+    let mut left = vec![path.to_path_buf()];
+    while let Some(folder) = left.pop() {
+        let _ = fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700));
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        left.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+    }
+    let _ = fs::remove_dir_all(path); // best effort: its name says what it is
+}
+
+fn check_target(
+    target: &Path,
+    replace: bool,
+    is_unsuitable: impl Fn(&fs::FileType) -> bool,
+    reason: &'static str,
+) -> Result<(), ClientError> {
+    match fs::symlink_metadata(target) {
+        Ok(_) if !replace => Err(ClientError::TargetExists(target.into())),
+        Ok(found) if is_unsuitable(&found.file_type()) => Err(ClientError::Unsuitable { path: target.into(), reason }),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(ClientError::io(target)(error)),
+    }
+}
+
+fn part_name(target: &Path) -> Result<PathBuf, ClientError> {
+    let unsuitable = ClientError::Unsuitable { path: target.into(), reason: "it has no file name" };
+    let name = target.file_name().ok_or(unsuitable)?;
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).map_err(|error| ClientError::io(target)(io::Error::other(error)))?;
+    // A name has at most 255 bytes; a long one is cut, the random part tells them apart.
+    let name = &name.as_encoded_bytes()[..name.len().min(200)];
+    let mut part = OsString::from(".");
+    part.push(String::from_utf8_lossy(name).as_ref());
+    part.push(format!(".metanode-part-{:08x}", u32::from_le_bytes(random)));
+    Ok(target.with_file_name(part))
+}
+
+fn rename(from: &Path, to: &Path, replace: bool) -> Result<(), ClientError> {
+    if replace {
+        return fs::rename(from, to).map_err(ClientError::io(to));
+    }
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => Err(ClientError::TargetExists(to.into())),
+        // A file system without that flag: looking first leaves a gap that only a race can hit.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            match rustix::fs::statat(CWD, to, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(ClientError::TargetExists(to.into())),
+                Err(_) => fs::rename(from, to).map_err(ClientError::io(to)),
+            }
+        }
+        Err(error) => Err(ClientError::io(to)(error.into())),
+    }
+}
+
+/// A name lasts once its folder is synced.
+fn sync_parent(path: &Path) -> Result<(), ClientError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(ClientError::io(parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_under_the_final_name_before_the_end_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("x");
+        let part = PartFile::create(&target, false).unwrap();
+        part.open().unwrap().write_all(b"half").unwrap();
+        assert!(!target.exists());
+        assert!(names(folder.path())[0].starts_with(".x.metanode-part-"));
+        drop(part);
+        assert!(names(folder.path()).is_empty());
+        let part = PartFile::create(&target, false).unwrap();
+        part.open().unwrap().write_all(b"whole").unwrap();
+        part.publish().unwrap();
+        assert_eq!(names(folder.path()), ["x"]);
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_target_that_exists_is_replaced_only_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("x");
+        fs::write(&target, "old").unwrap();
+        assert!(matches!(PartFile::create(&target, false), Err(ClientError::TargetExists(_))));
+        PartFile::create(&target, true).unwrap().publish().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"");
+        // One that appears in between is not overwritten either.
+        let late = folder.path().join("late");
+        let part = PartFile::create(&late, false).unwrap();
+        fs::write(&late, "somebody else's").unwrap();
+        assert!(matches!(part.publish(), Err(ClientError::TargetExists(_))));
+        assert_eq!(fs::read(&late).unwrap(), b"somebody else's");
+        assert_eq!(names(folder.path()), ["late", "x"]);
+    }
+
+    #[test]
+    fn folders_replace_folders_and_read_only_ones_are_cleaned_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("f");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("old"), "").unwrap();
+        let part = PartFolder::create(&target, true).unwrap();
+        fs::write(part.path().join("new"), "").unwrap();
+        part.publish().unwrap();
+        assert_eq!(names(&target), ["new"]);
+        let part = PartFolder::create(&target, true).unwrap();
+        let locked = part.path().join("locked");
+        fs::create_dir(&locked).unwrap();
+        fs::write(locked.join("file"), "").unwrap();
+        fs::set_permissions(&locked, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
+        drop(part);
+        assert_eq!(names(folder.path()), ["f"]);
+    }
+
+    #[test]
+    fn a_long_name_still_has_a_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("n".repeat(255));
+        PartFile::create(&target, false).unwrap().publish().unwrap();
+        assert!(target.exists());
+    }
+}

@@ -1,0 +1,190 @@
+//! From blobs to a folder.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use metanode_types::{ByteRange, Hash};
+use metanode_wire::{Entry, EntryKind, Manifest};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{Contents, FolderGet, LARGE_FILES_MAX, SMALL_FILES_MAX, check_links, expect, joined};
+use crate::{
+    Client, ClientError, Counted, Got, Progress,
+    files::{FileIo, FileSink, PartFolder, of_file},
+};
+
+/// Small files that one blocking task writes: handing over one at a time would cost as much as writing it.
+const BATCH_FILES: usize = 32;
+
+/// Batches that are being written at once.
+const BATCHES_MAX: usize = 4;
+
+/// A small file that has arrived.
+struct Arrived {
+    path: PathBuf,
+    mode: u16,
+    bytes: Bytes,
+}
+
+/// Fetches the folder that `manifest` describes to `target`, which must not exist unless `how.replace`. Nothing is there before
+/// all of it is.
+pub async fn get_folder(
+    client: &Client,
+    manifest: &Manifest,
+    target: &Path,
+    how: FolderGet,
+    progress: &Progress,
+) -> Result<Contents, ClientError> {
+    check_links(manifest, how.links, target)?;
+    let contents = Contents::of(manifest);
+    expect(progress, &contents);
+    let part = PartFolder::create(target, how.replace)?;
+    let root = part.path();
+    // A manifest has a folder before what is in it.
+    for entry in manifest.entries.iter().filter(|entry| entry.kind == EntryKind::Folder) {
+        let path = root.join(&entry.path);
+        fs::create_dir(&path).map_err(ClientError::io(&path))?;
+    }
+    get_files(client, manifest, &root, how.file_io, progress).await?;
+    // Links come after all files, so that nothing is ever written through one.
+    for entry in &manifest.entries {
+        if let EntryKind::Link { target } = &entry.kind {
+            let path = root.join(&entry.path);
+            symlink(target, &path).map_err(ClientError::io(&path))?;
+        }
+    }
+    // Modes of folders come last, and deepest first: one may forbid to write into it.
+    for entry in manifest.entries.iter().rev().filter(|entry| entry.kind == EntryKind::Folder) {
+        let path = root.join(&entry.path);
+        let mode = Permissions::from_mode(u32::from(entry.mode));
+        fs::set_permissions(&path, mode).map_err(ClientError::io(&path))?;
+    }
+    blocking(move || part.publish()).await?;
+    Ok(contents)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, ClientError> {
+    joined(tokio::task::spawn_blocking(work).await)
+}
+
+async fn get_files(
+    client: &Client,
+    manifest: &Manifest,
+    root: &Path,
+    file_io: FileIo,
+    progress: &Progress,
+) -> Result<(), ClientError> {
+    let small_bytes_max = u64::from(client.whole_bytes_max());
+    let large = Arc::new(Semaphore::new(LARGE_FILES_MAX));
+    let mut gets: JoinSet<Result<Option<Arrived>, ClientError>> = JoinSet::new(); // ended on the first error
+    let mut writes: JoinSet<Result<(), ClientError>> = JoinSet::new();
+    let mut batch = Vec::with_capacity(BATCH_FILES);
+    let mut files = manifest.entries.iter().filter_map(|entry| match entry.kind {
+        EntryKind::File { hash, size_bytes } => Some((entry, hash, size_bytes)),
+        EntryKind::Folder | EntryKind::Link { .. } => None,
+    });
+    loop {
+        while gets.len() < SMALL_FILES_MAX
+            && let Some((entry, hash, size_bytes)) = files.next()
+        {
+            let wanted = Wanted::new(root, entry, hash, size_bytes);
+            let (client, progress, large) = (client.clone(), progress.clone(), large.clone());
+            gets.spawn(async move {
+                if size_bytes <= small_bytes_max {
+                    return wanted.small(&client).await.map(Some);
+                }
+                let _permit = large.acquire().await; // never closed
+                wanted.large(&client, file_io, &progress).await.map(|()| None)
+            });
+        }
+        let Some(got) = gets.join_next().await else { break };
+        batch.extend(joined(got)?);
+        if batch.len() >= BATCH_FILES {
+            while writes.len() >= BATCHES_MAX {
+                writes.join_next().await.map(joined).transpose()?;
+            }
+            write_batch(&mut writes, &mut batch, progress);
+        }
+    }
+    write_batch(&mut writes, &mut batch, progress);
+    while let Some(written) = writes.join_next().await {
+        joined(written)?;
+    }
+    Ok(())
+}
+
+fn write_batch(writes: &mut JoinSet<Result<(), ClientError>>, batch: &mut Vec<Arrived>, progress: &Progress) {
+    let batch = std::mem::take(batch);
+    let progress = progress.clone();
+    writes.spawn_blocking(move || {
+        for Arrived { path, mode, bytes } in batch {
+            let written = create(&path).and_then(|mut file| {
+                file.write_all(&bytes)?;
+                file.set_permissions(Permissions::from_mode(u32::from(mode)))
+            });
+            written.map_err(ClientError::io(path))?;
+            progress.add_bytes(bytes.len() as u64);
+            progress.add_file();
+        }
+        Ok(())
+    });
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// A file to fetch.
+struct Wanted {
+    path: PathBuf,
+    mode: u16,
+    hash: Hash,
+    size_bytes: u64,
+}
+
+impl Wanted {
+    fn new(root: &Path, entry: &Entry, hash: Hash, size_bytes: u64) -> Self {
+        Self { path: root.join(&entry.path), mode: entry.mode, hash, size_bytes }
+    }
+
+    /// The manifest's author may have lied about the size; the hash decides what the file is, and the size must fit it.
+    fn check_size(&self, actual_bytes: u64) -> Result<(), ClientError> {
+        if actual_bytes == self.size_bytes {
+            return Ok(());
+        }
+        Err(ClientError::Unsuitable { path: self.path.clone(), reason: "it has another size than the folder says" })
+    }
+
+    async fn small(self, client: &Client) -> Result<Arrived, ClientError> {
+        match client.get_whole(self.hash).await? {
+            Got::Whole(bytes) => {
+                self.check_size(bytes.len() as u64)?;
+                Ok(Arrived { path: self.path, mode: self.mode, bytes })
+            }
+            Got::Large { size_bytes } => Err(self.check_size(size_bytes).err().unwrap_or(
+                // As large as the folder says, hence small; the node calls it large all the same.
+                ClientError::Protocol(metanode_wire::FrameError::Malformed),
+            )),
+        }
+    }
+
+    async fn large(self, client: &Client, file_io: FileIo, progress: &Progress) -> Result<(), ClientError> {
+        let file = create(&self.path).map_err(ClientError::io(&self.path))?;
+        file.set_permissions(Permissions::from_mode(u32::from(self.mode))).map_err(ClientError::io(&self.path))?;
+        let inner = FileSink::new(file, file_io).map_err(ClientError::io(&self.path))?;
+        let mut sink = Counted { inner, progress: progress.clone() };
+        let fetched = client.get_range(self.hash, ByteRange::ALL, &mut sink).await.map_err(of_file(&self.path))?;
+        self.check_size(fetched.size_bytes)?;
+        sink.inner.finish().await.map_err(ClientError::io(&self.path))?;
+        progress.add_file();
+        Ok(())
+    }
+}

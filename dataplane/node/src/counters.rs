@@ -1,0 +1,109 @@
+//! What a shard counts; atomics, so that other threads read them without asking.
+
+use metanode_shard::metrics::{Counter, Gauge, Histogram};
+use metanode_wire::{Kind, RefusalCode};
+
+macro_rules! operations {
+    ($($name:ident = $text:literal,)*) => {
+        /// What a client can ask for, as metrics name it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Operation { $($name,)* }
+
+        impl Operation {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The value of the label `operation`.
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// Which operation a request of this kind is.
+            pub(crate) const fn of(kind: Kind) -> Option<Self> {
+                match kind { $(Kind::$name => Some(Self::$name),)* _ => None }
+            }
+        }
+
+        /// One `T` for each operation.
+        #[derive(Debug, Default)]
+        #[allow(non_snake_case, reason = "fields are named as the operations")]
+        pub(crate) struct PerOperation<T> { $($name: T,)* }
+
+        impl<T> std::ops::Index<Operation> for PerOperation<T> {
+            type Output = T;
+
+            fn index(&self, operation: Operation) -> &T {
+                match operation { $(Operation::$name => &self.$name,)* }
+            }
+        }
+    };
+}
+
+operations! {
+    Hello = "hello",
+    Get = "get",
+    GetBulk = "get_bulk",
+    Put = "put",
+    PutBulk = "put_bulk",
+    Stat = "stat",
+    Remove = "remove",
+    TagSet = "tag_set",
+    TagRemove = "tag_remove",
+    TagGet = "tag_get",
+    ListBlobs = "list_blobs",
+    ListTags = "list_tags",
+    NodeStatus = "node_status",
+}
+
+/// Counters of one shard. Written by that shard alone, read by the threads of metrics page and local socket.
+#[derive(Debug, Default)]
+pub(crate) struct ShardCounters {
+    /// From the request's arrival to the hand-over of its answer to QUIC; the count is the number of requests answered.
+    pub(crate) seconds: PerOperation<Histogram>,
+    /// Refusals by code, in the order of [`RefusalCode::ALL`].
+    refused: [Counter; RefusalCode::ALL.len()],
+    /// Bytes of frames and bulk data that came in.
+    pub(crate) bytes_in: Counter,
+    /// Bytes of frames and bulk data handed to QUIC.
+    pub(crate) bytes_out: Counter,
+    /// GETs that were answered from this shard's cache without a task.
+    pub(crate) cached_gets: Counter,
+    /// Streams that ended for a violation of the protocol.
+    pub(crate) protocol_errors: Counter,
+    /// Connections that are open.
+    pub(crate) connections: Gauge,
+    /// Connections that were accepted.
+    pub(crate) connections_accepted: Counter,
+    /// Requests that wait for the store.
+    pub(crate) requests_waiting: Gauge,
+    /// Bytes of uploads not yet stored.
+    pub(crate) upload_bytes: Gauge,
+    /// Bytes of answers that clients have not taken.
+    pub(crate) download_bytes: Gauge,
+    /// Bulk transfers that run.
+    pub(crate) bulk_transfers: Gauge,
+    /// What the store of this shard says of itself; published once a second.
+    pub(crate) usage: PublishedUsage,
+}
+
+/// The store's usage, as of the last publication.
+#[derive(Debug, Default)]
+pub(crate) struct PublishedUsage {
+    pub(crate) blobs: Gauge,
+    pub(crate) blob_bytes: Gauge,
+    pub(crate) cache_bytes: Gauge,
+    pub(crate) segment_bytes: Gauge,
+}
+
+impl ShardCounters {
+    /// Counts a refusal.
+    pub(crate) fn refused(&self, code: RefusalCode) {
+        if let Some(at) = RefusalCode::ALL.iter().position(|known| *known == code) {
+            self.refused[at].increment();
+        }
+    }
+
+    /// Refusals by code.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = (RefusalCode, u64)> {
+        RefusalCode::ALL.iter().copied().zip(self.refused.iter().map(Counter::value))
+    }
+}

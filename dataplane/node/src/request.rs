@@ -1,0 +1,211 @@
+//! Requests: from frames to types, and from types to answers.
+
+use bytes::Bytes;
+use metanode_shard::run_blocking;
+use metanode_store::{Fetched, PutOptions, StoreError, WHOLE_BYTES_MAX};
+use metanode_types::{BlobKind, DurabilityClass, Hash, TagName, limits::LIST_PAGE_MAX};
+use metanode_wire::{
+    Frame, FrameError, Kind, Refusal, RefusalCode,
+    message::{
+        BlobEntry, BlobPage, Get, Hello, ListBlobs, ListTags, NodeStatus, Put, Remove, Stat, StatReply, TagEntry,
+        TagGet, TagPage, TagRemove, TagSet, Welcome,
+    },
+};
+
+use crate::{
+    admission::Permit,
+    reply::{Reply, refusal_of},
+    session::Session,
+    state::AGENT,
+};
+
+/// A request that fits one frame and is answered by one.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Hello { agent: String },
+    Get(Hash),
+    Put { hash: Hash, class: DurabilityClass, kind: BlobKind, hold: bool, body: Bytes },
+    Stat(Hash),
+    Remove(Hash),
+    TagSet(TagName, Hash),
+    TagRemove(TagName),
+    TagGet(TagName),
+    ListBlobs { after: Option<Hash>, count: usize },
+    ListTags { after: Option<TagName>, count: usize },
+    NodeStatus,
+}
+
+/// Why a frame is no request.
+#[derive(Debug)]
+pub(crate) enum RequestError {
+    /// What follows on the connection can't be trusted.
+    Frame(FrameError),
+    /// This request is refused, the next may be fine.
+    Refused(Refusal),
+}
+
+impl From<FrameError> for RequestError {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Request {
+    /// Validates a frame.
+    pub(crate) fn from_frame(frame: &Frame) -> Result<Self, RequestError> {
+        if !frame.body.is_empty() && frame.kind != Kind::Put {
+            return Err(malformed(format_args!("{:?} has no body", frame.kind)).into());
+        }
+        Ok(match frame.kind {
+            Kind::Hello => Self::Hello { agent: frame.message::<Hello>()?.agent.as_str().to_owned() },
+            Kind::Get => Self::Get(Hash(frame.message::<Get>()?.hash)),
+            Kind::Put => {
+                let put = frame.message::<Put>()?;
+                let (class, kind) = class_and_kind(put.class, put.kind)?;
+                Self::Put { hash: Hash(put.hash), class, kind, hold: put.hold, body: frame.body.clone() }
+            }
+            Kind::Stat => Self::Stat(Hash(frame.message::<Stat>()?.hash)),
+            Kind::Remove => Self::Remove(Hash(frame.message::<Remove>()?.hash)),
+            Kind::TagSet => {
+                let set = frame.message::<TagSet>()?;
+                Self::TagSet(tag_name(set.name.as_str())?, Hash(set.hash))
+            }
+            Kind::TagRemove => Self::TagRemove(tag_name(frame.message::<TagRemove>()?.name.as_str())?),
+            Kind::TagGet => Self::TagGet(tag_name(frame.message::<TagGet>()?.name.as_str())?),
+            Kind::ListBlobs => {
+                let list = frame.message::<ListBlobs>()?;
+                Self::ListBlobs {
+                    after: list.after.as_ref().map(|hash| Hash(*hash)),
+                    count: page(list.count.to_native()),
+                }
+            }
+            Kind::ListTags => {
+                let list = frame.message::<ListTags>()?;
+                let after = list.after.as_ref().map(|name| tag_name(name.as_str())).transpose()?;
+                Self::ListTags { after, count: page(list.count.to_native()) }
+            }
+            Kind::NodeStatus => frame.message::<NodeStatus>().map(|_| Self::NodeStatus)?,
+            Kind::AdminStop => {
+                let refusal = Refusal::new(RefusalCode::NotSupported, "a node is stopped over its local socket only");
+                return Err(refusal.into());
+            }
+            other => return Err(FrameError::Unexpected(other).into()),
+        })
+    }
+
+    /// Whether a peer with these rights may ask so.
+    pub(crate) fn is_permitted(&self, session: &Session) -> bool {
+        match self {
+            Self::Hello { .. } => true,
+            Self::Get(_)
+            | Self::Stat(_)
+            | Self::TagGet(_)
+            | Self::ListBlobs { .. }
+            | Self::ListTags { .. }
+            | Self::NodeStatus => session.rights.read,
+            Self::Put { .. } | Self::Remove(_) | Self::TagSet(..) | Self::TagRemove(_) => session.rights.write,
+        }
+    }
+}
+
+/// Class and kind of an upload.
+pub(crate) fn class_and_kind(class: u8, kind: u8) -> Result<(DurabilityClass, BlobKind), Refusal> {
+    let class = DurabilityClass::from_u8(class).ok_or_else(|| malformed(format_args!("durability class {class}")))?;
+    let kind = BlobKind::from_u8(kind).ok_or_else(|| malformed(format_args!("blob kind {kind}")))?;
+    Ok((class, kind))
+}
+
+pub(crate) fn malformed(what: std::fmt::Arguments<'_>) -> Refusal {
+    Refusal::new(RefusalCode::Malformed, what.to_string())
+}
+
+fn tag_name(text: &str) -> Result<TagName, Refusal> {
+    text.parse().map_err(|error| malformed(format_args!("{error}")))
+}
+
+fn page(count: u32) -> usize {
+    (count as usize).clamp(1, LIST_PAGE_MAX)
+}
+
+/// Answers a permitted request. `permit` holds an upload's room and is kept until it is stored.
+pub(crate) async fn answer(session: &Session, request: Request, permit: Option<Permit>) -> Reply {
+    let answered = match request {
+        Request::Hello { agent } => Ok(welcome(session, &agent)),
+        other => perform(session, other).await,
+    };
+    drop(permit);
+    answered.unwrap_or_else(|error| Reply::Refused(refusal_of(&error)))
+}
+
+fn welcome(session: &Session, agent: &str) -> Reply {
+    tracing::debug!(peer = ?session.peer, agent, "hello");
+    let shard = &session.shard;
+    Reply::Welcome(Box::new(Welcome {
+        agent: AGENT.to_owned(),
+        shards: shard.store.shards().get(),
+        shard: shard.store.shard().0,
+        whole_bytes_max: WHOLE_BYTES_MAX as u32,
+        requests_max: shard.limits.requests_max,
+        may_write: session.rights.write,
+    }))
+}
+
+async fn perform(session: &Session, request: Request) -> Result<Reply, StoreError> {
+    let store = &session.shard.store;
+    Ok(match request {
+        Request::Hello { .. } => unreachable!("answered without the store"),
+        Request::Get(hash) => {
+            let _place = session.shard.reads.enter().await;
+            match store.get(hash).await? {
+                Fetched::Whole(bytes) => Reply::Whole(bytes),
+                Fetched::Large { size_bytes } => Reply::Large(size_bytes),
+            }
+        }
+        Request::Put { hash, class, kind, hold, body } => {
+            let options = PutOptions { class, kind, hold, leases: Some(session.leases.clone()) };
+            Reply::Stored(store.put(hash, body, options).await?)
+        }
+        Request::Stat(hash) => {
+            let stat = store.stat(hash).await?;
+            Reply::Stat(StatReply {
+                size_bytes: stat.size_bytes,
+                kind: stat.kind as u8,
+                class: stat.class as u8,
+                held: stat.held,
+                references: stat.references,
+            })
+        }
+        Request::Remove(hash) => store.remove(hash).await.map(|()| Reply::Done)?,
+        Request::TagSet(name, hash) => store.tag_set(name, hash).await.map(|()| Reply::Done)?,
+        Request::TagRemove(name) => store.tag_remove(name).await.map(|()| Reply::Done)?,
+        Request::TagGet(name) => Reply::TagTarget(store.tag_get(name).await?),
+        Request::ListBlobs { after, count } => {
+            let page = store.list_blobs(after, count).await?;
+            let entries = page.entries.into_iter().map(|line| BlobEntry {
+                hash: line.hash.0,
+                size_bytes: line.size_bytes,
+                kind: line.kind as u8,
+                held: line.held,
+                references: line.references,
+            });
+            Reply::Blobs(BlobPage { entries: entries.collect(), more: page.more })
+        }
+        Request::ListTags { after, count } => {
+            let page = store.list_tags(after, count).await?;
+            let entries = page.entries.into_iter();
+            let entries = entries.map(|line| TagEntry { name: line.name.as_str().to_owned(), hash: line.hash.0 });
+            Reply::Tags(TagPage { entries: entries.collect(), more: page.more })
+        }
+        Request::NodeStatus => {
+            let state = session.shard.state.clone();
+            // statvfs(2) may wait when the data folder is on a network file system.
+            Reply::Status(Box::new(run_blocking(move || state.status().to_message()).await))
+        }
+    })
+}

@@ -1,0 +1,239 @@
+//! Puts the parts of a node together.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use metanode_crypto::{NodeSecret, tls};
+use metanode_quic::{Datagram, PortGroup};
+use metanode_shard::{
+    ShardCount, Shards, ShardsConfig,
+    mesh::{Injector, Mesh},
+    signal::StopSignals,
+};
+use metanode_store::{StoreConfig, StoreShared};
+use metanode_types::NodeKey;
+use metanode_wire::Ticket;
+
+use super::{LOOK_PERIOD, NodeError, conduct::look};
+use crate::{
+    acceptor::Acceptor,
+    config::{Config, QuicConfig},
+    counters::ShardCounters,
+    data::DataFolder,
+    metrics::{self, PageSource},
+    placement,
+    session::RECEIVE_WINDOW_BYTES,
+    shard::{self, Command, Event, Seed},
+    state::NodeState,
+};
+
+/// Datagrams on their way from one shard to another: a few milliseconds of a busy connection that changed its address.
+const FORWARD_CAPACITY: usize = 1024;
+
+/// Commands that a shard has not taken: all there are.
+const COMMANDS_CAPACITY: usize = 8;
+
+/// Everything that runs, and the page that does not yet.
+pub(super) struct Assembly {
+    pub(super) state: Arc<NodeState>,
+    pub(super) shards: Shards<()>,
+    pub(super) running: Running,
+    pub(super) metrics: Option<MetricsPage>,
+}
+
+/// The ways to the shards and back.
+pub(super) struct Running {
+    pub(super) commands: Vec<Injector<Command>>,
+    pub(super) events: mpsc::Receiver<Event>,
+}
+
+/// The metrics page before it is served.
+pub(super) struct MetricsPage {
+    listener: TcpListener,
+    quic: Vec<Arc<metanode_quic::Counters>>,
+}
+
+/// The store's shared part, recovered, and where the shards will run.
+pub(super) struct OpenStore {
+    shared: StoreShared,
+    shards: ShardsConfig,
+}
+
+/// Opens the store. Recovery reads what the last life left, so a signal may come first: `None`. The folder is then as
+/// recovery found it, or better, and the thread that recovers ends with the process.
+pub(super) fn open_store(
+    data: &DataFolder,
+    config: &Config,
+    signals: &StopSignals,
+) -> Result<Option<OpenStore>, NodeError> {
+    let cores = placement::cores(&config.node).map_err(NodeError::io("place the shards"))?;
+    let shards = ShardsConfig::new("shard", cores.into_iter().map(Some).collect());
+    let store_config = store_config(data, config, shards.count());
+    let (done, opened) = mpsc::channel();
+    let opening = move || done.send(StoreShared::open(store_config)).ok();
+    thread::Builder::new().name("recovery".to_owned()).spawn(opening).map_err(NodeError::io("start a thread"))?;
+    let shared = loop {
+        match opened.recv_timeout(LOOK_PERIOD) {
+            Ok(opened) => break opened?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(NodeError::RecoveryPanicked),
+            Err(mpsc::RecvTimeoutError::Timeout) if look(signals)?.is_some() => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+    };
+    tracing::info!(recovery = ?shared.recovery(), "the store is open");
+    Ok(Some(OpenStore { shared, shards }))
+}
+
+/// Binds the ports and starts the shards; they begin to open their parts of the store.
+pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> Result<Assembly, NodeError> {
+    let OpenStore { shared: store, shards: started } = store;
+    let count = started.count();
+
+    let (quic_address, sockets) = PortGroup::bind(config.quic.listen, count)
+        .map_err(NodeError::io(format!("listen on {}", config.quic.listen)))?;
+    let metrics_listener = match config.metrics.listen {
+        None => None,
+        Some(address) => Some(metrics::bind(address).map_err(NodeError::io(format!("serve metrics on {address}")))?),
+    };
+    let metrics_address = metrics_listener.as_ref().map(TcpListener::local_addr).transpose();
+
+    let quic = quic_config(data, &config.quic, config.store.upload_window_bytes, count)?;
+    let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
+    let state = Arc::new(NodeState {
+        node_key: data.node_identity().public(),
+        ready: Default::default(),
+        quic: quic_address,
+        metrics: metrics_address.map_err(NodeError::io("find the metrics port"))?,
+        cache_bytes_max: config.store.cache_bytes,
+        data_path: data.path().to_owned(),
+        shards: count.iter().map(|_| Arc::new(ShardCounters::default())).collect(),
+        stalls: started.stalls.clone(),
+        store: store.clone(),
+        stop: Default::default(),
+    });
+
+    let config = Arc::new(config.clone());
+    let (events_sender, events) = mpsc::channel();
+    let mut commands = Vec::new();
+    let forward = Mesh::<Datagram>::new(count, FORWARD_CAPACITY);
+    let mut parts = sockets.into_iter().zip(forward).zip(metanode_store::mesh(count));
+    let shards = metanode_shard::start(&started, |shard| {
+        let ((socket, forward), store_port) = parts.next().expect("one part a shard");
+        let (injector, commands_port) = Injector::new(COMMANDS_CAPACITY);
+        commands.push(injector);
+        let seed = Seed {
+            shard,
+            count,
+            config: config.clone(),
+            quic: quic.clone(),
+            quic_counters: quic_counters[shard.index()].clone(),
+            socket,
+            forward,
+            store: store.clone(),
+            store_port,
+            state: state.clone(),
+            commands: commands_port,
+            events: events_sender.clone(),
+        };
+        move || shard::run(seed)
+    })
+    .map_err(NodeError::io("start the shards (io_uring is needed)"))?;
+
+    let metrics = metrics_listener.map(|listener| MetricsPage { listener, quic: quic_counters });
+    Ok(Assembly { state, shards, running: Running { commands, events }, metrics })
+}
+
+impl MetricsPage {
+    pub(super) fn serve(self, state: &Arc<NodeState>) -> Result<Acceptor, NodeError> {
+        let source = PageSource { state: state.clone(), quic: self.quic };
+        metrics::serve(self.listener, source).map_err(NodeError::io("serve metrics"))
+    }
+}
+
+fn store_config(data: &DataFolder, config: &Config, count: ShardCount) -> StoreConfig {
+    let mut store = StoreConfig::new(data.store_path(), count);
+    store.cache_bytes_max = config.store.cache_bytes;
+    store.segment_bytes = config.store.segment_bytes;
+    store.index_entries_max = config.store.index_entries_max;
+    store
+}
+
+fn quic_config(
+    data: &DataFolder,
+    config: &QuicConfig,
+    window_bytes: u64,
+    count: ShardCount,
+) -> Result<metanode_quic::Config, NodeError> {
+    let identity = data.node_identity();
+    let suites: Vec<tls::CipherSuite> = config.cipher_suites.iter().map(|suite| (*suite).into()).collect();
+    let tls = tls::server(identity, &suites, &[tls::ALPN_RELAY])?;
+    let mut quic = metanode_quic::Config::new(Arc::new(tls), &NodeSecret::of(identity));
+    quic.max_concurrent_bidi_streams = config.streams_max;
+    quic.idle_timeout = Duration::from_secs(config.idle_timeout_s.into());
+    quic.handshake_timeout = Duration::from_secs(config.handshake_timeout_s.into());
+    quic.connections_max = config.connections_max.div_ceil(count.get().into()) as usize;
+    quic.connections_per_address_max = if config.listen.ip().is_loopback() {
+        quic.connections_max
+    } else {
+        config.connections_per_address_max as usize
+    };
+    quic.incoming_retry_threshold = config.retry_threshold as usize;
+    quic.mtu_max = config.mtu_max;
+    // A stream may use all that its connection may; the connection's window is what is widened.
+    quic.stream_receive_window = u32::try_from(window_bytes.max(RECEIVE_WINDOW_BYTES)).unwrap_or(u32::MAX);
+    quic.receive_window = u32::try_from(RECEIVE_WINDOW_BYTES).expect("a constant that fits");
+    quic.validate()?;
+    Ok(quic)
+}
+
+/// Names the node by addresses that clients can use: a wildcard address is none.
+pub(super) fn ticket(node: NodeKey, listening: SocketAddr) -> Ticket {
+    let port = listening.port();
+    let addresses = if !listening.ip().is_unspecified() {
+        vec![listening]
+    } else {
+        let (any, loopback, far): (IpAddr, IpAddr, IpAddr) = match listening {
+            SocketAddr::V4(_) => (
+                Ipv4Addr::UNSPECIFIED.into(),
+                Ipv4Addr::LOCALHOST.into(),
+                Ipv4Addr::new(192, 0, 2, 1).into(), // RFC 5737
+            ),
+            SocketAddr::V6(_) => (
+                Ipv6Addr::UNSPECIFIED.into(),
+                Ipv6Addr::LOCALHOST.into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), // RFC 3849
+            ),
+        };
+        let own = source_address(any, far).filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+        own.into_iter().chain([loopback]).map(|ip| SocketAddr::new(ip, port)).collect()
+    };
+    Ticket { node, addresses, hash: None }
+}
+
+/// The address that this machine would send to `far` from. Connecting a UDP socket sends nothing.
+fn source_address(any: IpAddr, far: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((far, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_never_names_a_wildcard() {
+        let key = NodeKey([1; 32]);
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(ticket(key, address("10.0.0.1:5")).addresses, [address("10.0.0.1:5")]);
+        for (wildcard, loopback) in [("0.0.0.0:5", "127.0.0.1:5"), ("[::]:5", "[::1]:5")] {
+            let addresses = ticket(key, address(wildcard)).addresses;
+            assert!(addresses.contains(&address(loopback)), "{addresses:?}");
+            assert!(addresses.iter().all(|address| !address.ip().is_unspecified()), "{addresses:?}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What runs in one shard's thread, and what its thread and the control thread say to each other.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use metanode_quic::{Connection, Datagram, Endpoint, ShardSocket};
+use metanode_shard::{
+    ShardCount, ShardId,
+    mesh::{InjectorPort, MeshPort},
+    sleep, spawn_local, timeout,
+};
+use metanode_store::{OpenError, Store, StoreError, StorePort, StoreShared};
+
+use crate::{
+    codes,
+    config::Config,
+    session::{self, Shard},
+    state::NodeState,
+};
+
+/// What the control thread tells a shard, in this order. [`Command::End`] may come at any time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Command {
+    /// All shards have their stores: accept connections. Answer: [`Event::Serving`].
+    Serve,
+    /// Refuse new work, let what is begun finish until then, close connections. Answer: [`Event::Drained`].
+    Drain { until: Instant },
+    /// No shard asks this one for anything new: sync and close the store. Answer: [`Event::StoreClosed`].
+    CloseStore,
+    /// Return.
+    End,
+}
+
+/// What a shard answers.
+pub(crate) enum Event {
+    Opened(Result<(), OpenError>),
+    Serving(Result<(), std::io::Error>),
+    Drained,
+    StoreClosed(Result<(), StoreError>),
+}
+
+/// What a shard's thread starts with.
+pub(crate) struct Seed {
+    pub(crate) shard: ShardId,
+    pub(crate) count: ShardCount,
+    pub(crate) config: Arc<Config>,
+    pub(crate) quic: metanode_quic::Config,
+    pub(crate) quic_counters: Arc<metanode_quic::Counters>,
+    pub(crate) socket: ShardSocket,
+    pub(crate) forward: MeshPort<Datagram>,
+    pub(crate) store: StoreShared,
+    pub(crate) store_port: StorePort,
+    pub(crate) state: Arc<NodeState>,
+    pub(crate) commands: InjectorPort<Command>,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+/// How often a shard publishes its numbers.
+const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
+
+/// Pause between two looks at the requests that a draining shard still has.
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// Time for the last answers to reach clients after the last request was answered: many round trips of a data centre.
+const FAREWELL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time for clients to hear that their connections are closed.
+const CLOSE_TIME_MAX: Duration = Duration::from_millis(300);
+
+/// Runs a shard until it is told to end. Events that nobody receives any more are of no interest: the node is ending.
+pub(crate) async fn run(seed: Seed) {
+    let Seed { shard, count, config, quic, quic_counters, socket, forward, store, store_port, state, commands, events } =
+        seed;
+    let store = match Store::open(store, shard, store_port).await {
+        Ok(store) => store,
+        Err(error) => {
+            events.send(Event::Opened(Err(error))).ok();
+            // Stay: another shard that is still opening may need this one's mesh to fail in order.
+            while !matches!(commands.recv().await, Command::End) {}
+            return;
+        }
+    };
+    events.send(Event::Opened(Ok(()))).ok();
+    let this = Shard::new(store, state, &config);
+    this.publish();
+    let publishing = this.clone();
+    let _publisher = spawn_local(async move {
+        loop {
+            sleep(PUBLISH_PERIOD).await;
+            publishing.publish();
+        }
+    });
+    let mut endpoint: Option<Rc<Endpoint>> = None;
+    let mut socket_parts = Some((socket, forward));
+    loop {
+        match commands.recv().await {
+            Command::Serve => {
+                let Some((socket, forward)) = socket_parts.take() else { continue };
+                let made = Endpoint::with_counters(socket, quic.clone(), shard, count, forward, quic_counters.clone());
+                let served = made.map(|made| {
+                    endpoint = Some(made.clone());
+                    let serving = this.clone();
+                    spawn_local(made.run(move |connection: Connection| {
+                        spawn_local(session::serve(serving.clone(), connection)).detach();
+                    }))
+                    .detach();
+                });
+                events.send(Event::Serving(served)).ok();
+            }
+            Command::Drain { until } => {
+                if let Some(endpoint) = &endpoint {
+                    drain(&this, endpoint, until).await;
+                }
+                events.send(Event::Drained).ok();
+            }
+            Command::CloseStore => {
+                events.send(Event::StoreClosed(this.store.shutdown().await)).ok();
+            }
+            Command::End => return,
+        }
+    }
+}
+
+/// Ends what clients do here: new requests are refused, begun ones have until `until`, then connections are closed.
+async fn drain(shard: &Shard, endpoint: &Endpoint, until: Instant) {
+    shard.draining.set(true);
+    endpoint.begin_shutdown();
+    while shard.in_flight.get() > 0 && Instant::now() < until {
+        sleep(DRAIN_PAUSE).await;
+    }
+    if shard.in_flight.get() > 0 {
+        tracing::warn!("{} requests did not finish in time and are cut off", shard.in_flight.get());
+    }
+    if endpoint.connections() > 0 {
+        sleep(FAREWELL_PAUSE).await;
+        endpoint.close_all(codes::SHUTTING_DOWN, b"the node is stopping");
+        if timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await.is_err() {
+            tracing::debug!("some clients did not hear that the node stops");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+use std::{
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    path::Path,
+};
+
+use bytes::Bytes;
+use glommio::io::BufferedFile;
+use rustix::fs::Advice;
+
+use crate::{error::io_error, notice::Noticed};
+
+/// How a file will be read; see [`CachedFile::advise`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// These bytes are needed soon: read them ahead.
+    WillNeed,
+    /// These bytes are not needed: drop their pages.
+    DontNeed,
+    /// No order: read nothing ahead.
+    Random,
+    /// In order: read far ahead.
+    Sequential,
+}
+
+/// A file read through the page cache.
+///
+/// A read whose pages are there is one system call on the shard, straight into the result; one that would wait for the disk
+/// goes through io_uring and lets other tasks run.
+pub struct CachedFile(BufferedFile);
+
+impl fmt::Debug for CachedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CachedFile").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+impl CachedFile {
+    /// Opens an existing file for reading.
+    pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        Noticed::new(BufferedFile::open(path)).await.map(Self).map_err(io_error)
+    }
+
+    /// Reads up to `len` bytes, fewer only at the end of the file.
+    pub async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut buffer = Vec::with_capacity(len);
+        loop {
+            match self.read_resident(&mut buffer, offset, len) {
+                Ok(0) => return Ok(buffer.into()), // full, or the end of the file
+                Ok(_) => {}
+                Err(error) if would_wait(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        while buffer.len() < len {
+            let at = offset + buffer.len() as u64;
+            let read = Noticed::new(self.0.read_at(at, len - buffer.len())).await.map_err(io_error)?;
+            if read.is_empty() {
+                break;
+            }
+            buffer.extend_from_slice(&read);
+        }
+        Ok(buffer.into())
+    }
+
+    /// The bytes, if all of them lie in the page cache; `None` when a read would wait, or the file ends before.
+    pub fn try_read_at(&self, offset: u64, len: usize) -> io::Result<Option<Bytes>> {
+        let mut buffer = Vec::with_capacity(len);
+        while buffer.len() < len {
+            match self.read_resident(&mut buffer, offset, len) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) if would_wait(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(buffer.into()))
+    }
+
+    /// Extends the buffer, towards `len` bytes, with what lies in the page cache; `offset` is that of the buffer's first byte.
+    fn read_resident(&self, buffer: &mut Vec<u8>, offset: u64, len: usize) -> io::Result<usize> {
+        let at = i64::try_from(offset + buffer.len() as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let wanted = len - buffer.len();
+        let spare = &mut buffer.spare_capacity_mut()[..wanted];
+        let vector = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
+        // Safe reads ask for initialised memory, and zeroing 256 KiB costs as much as copying it.
+        // SAFETY: the vector describes the spare capacity, which is ours to write and outlives the call; the descriptor is open.
+        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const vector, 1, at, libc::RWF_NOWAIT) };
+        let Ok(read) = usize::try_from(read) else {
+            return Err(io::Error::last_os_error());
+        };
+        // SAFETY: the kernel has initialised the first `read` bytes of the spare capacity.
+        unsafe { buffer.set_len(buffer.len() + read) };
+        Ok(read)
+    }
+
+    /// Tells the kernel how a range will be read; a length of 0 means to the end. A hint: errors don't matter to the reader.
+    pub fn advise(&self, offset: u64, len: u64, access: Access) -> io::Result<()> {
+        let advice = match access {
+            Access::WillNeed => Advice::WillNeed,
+            Access::DontNeed => Advice::DontNeed,
+            Access::Random => Advice::Random,
+            Access::Sequential => Advice::Sequential,
+        };
+        Ok(rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), advice)?)
+    }
+
+    /// [`advise`](Self::advise): read the range ahead.
+    pub fn advise_willneed(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.advise(offset, len, Access::WillNeed)
+    }
+
+    /// [`advise`](Self::advise): drop the range's pages.
+    pub fn advise_dontneed(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.advise(offset, len, Access::DontNeed)
+    }
+
+    /// [`advise`](Self::advise): the whole file is read in no order.
+    pub fn advise_random(&self) -> io::Result<()> {
+        self.advise(0, 0, Access::Random)
+    }
+
+    /// Bytes in the file.
+    pub async fn size(&self) -> io::Result<u64> {
+        Noticed::new(self.0.file_size()).await.map_err(io_error)
+    }
+
+    /// Closes the file. Dropping closes it too, at the executor's next turn.
+    pub async fn close(self) -> io::Result<()> {
+        Noticed::new(self.0.close()).await.map_err(io_error)
+    }
+}
+
+impl AsFd for CachedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the file owns the descriptor and closes it only when dropped.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+/// The data is not in memory, or the file system can't tell.
+fn would_wait(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR))
+}

@@ -1,0 +1,98 @@
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::notice::Notice;
+
+/// The time was up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the time limit has passed")]
+pub struct Elapsed;
+
+/// Waits. Expect 30 µs to 1.5 ms more than asked.
+pub async fn sleep(duration: Duration) {
+    let mut timer = Timer::after(duration);
+    poll_fn(|cx| timer.poll_expired(cx)).await;
+}
+
+/// Runs `future` for at most `duration`; it is dropped when the time is up. One that completes just then has completed.
+pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut timer = Timer::after(duration);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => timer.poll_expired(cx).map(|()| Err(Elapsed)),
+    })
+    .await
+}
+
+/// A deadline that can be moved and polled by hand. Polling it many times before it expires costs nothing.
+pub struct Timer {
+    inner: glommio::timer::Timer,
+    deadline: Instant,
+    armed: bool,
+    notice: Arc<Notice>,
+    waker: Waker,
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+impl Timer {
+    /// Expires `duration` from now.
+    pub fn after(duration: Duration) -> Self {
+        let notice = Arc::new(Notice::default());
+        Self {
+            inner: glommio::timer::Timer::new(duration),
+            deadline: Instant::now() + duration,
+            armed: false,
+            waker: Waker::from(notice.clone()),
+            notice,
+        }
+    }
+
+    /// Expires at `deadline`.
+    pub fn at(deadline: Instant) -> Self {
+        Self::after(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// When it expires.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Moves the deadline; also revives an expired timer.
+    pub fn reset_at(&mut self, deadline: Instant) {
+        if deadline == self.deadline {
+            return;
+        }
+        self.deadline = deadline;
+        self.inner.reset(deadline.saturating_duration_since(Instant::now()));
+        self.armed = false;
+    }
+
+    /// Moves the deadline to `duration` from now.
+    pub fn reset_after(&mut self, duration: Duration) {
+        self.reset_at(Instant::now() + duration);
+    }
+
+    /// Ready once the deadline has passed, and from then on.
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.armed && !self.notice.take_fired() {
+            self.notice.register(cx.waker());
+            return Poll::Pending;
+        }
+        self.notice.register(cx.waker());
+        let expired = Pin::new(&mut self.inner).poll(&mut Context::from_waker(&self.waker));
+        self.armed = expired.is_pending();
+        expired.map(drop)
+    }
+}

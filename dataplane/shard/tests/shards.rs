@@ -1,0 +1,378 @@
+//! Executors, tasks, time, files and the mesh, on real threads.
+
+#![allow(clippy::unwrap_used)] // clippy's exception for tests doesn't reach the helpers here
+
+use std::{
+    cell::Cell,
+    fs,
+    io::{self, Write as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use metanode_shard::{
+    Elapsed, ShardCount, ShardId, ShardsConfig, Timer, current_shard,
+    fd::Readiness,
+    file::{ALIGNMENT, CachedFile, DirectFile, DmaBuffer, OpenMode},
+    mesh::{Injector, Mesh},
+    run_blocking, sleep, spawn_local, start, timeout, yield_now, yield_queue_now,
+};
+
+/// Longest that anything in these tests may take; reached only when something hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn count(n: u16) -> ShardCount {
+    ShardCount::new(n).unwrap()
+}
+
+/// Runs a future in one unpinned shard.
+fn on_a_shard<T: Send + 'static, Fut: Future<Output = T> + 'static>(main: impl FnOnce() -> Fut + Send + 'static) -> T {
+    let mut main = Some(main);
+    let shards = start(&ShardsConfig::unpinned("test", count(1)), |_| {
+        let main = main.take().unwrap();
+        move || async move { timeout(DEADLINE, main()).await.expect("the test ends in time") }
+    });
+    shards.unwrap().join().pop().unwrap().unwrap()
+}
+
+#[test]
+fn every_shard_runs_on_its_own_thread_and_a_panic_is_reported() {
+    let shards = start(&ShardsConfig::new("test", vec![Some(0), None, None]), |shard| {
+        move || async move {
+            assert_eq!(current_shard(), Some(shard));
+            sleep(Duration::from_millis(1)).await;
+            assert_ne!(shard, ShardId(1), "on purpose");
+            std::thread::current().name().map(str::to_owned)
+        }
+    });
+    let ends = shards.unwrap().join();
+    assert_eq!(ends[0], Ok(Some("test-0".to_owned())));
+    assert_eq!(ends[2], Ok(Some("test-2".to_owned())));
+    let panic = ends[1].as_ref().unwrap_err();
+    assert_eq!(panic.shard, ShardId(1));
+    assert!(panic.message.contains("on purpose"), "{panic}");
+    assert_eq!(current_shard(), None);
+}
+
+#[test]
+fn the_end_of_a_shard_drops_all_its_tasks() {
+    struct Dropped(mpsc::Sender<&'static str>, &'static str);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.send(self.1).ok();
+        }
+    }
+    for panics in [false, true] {
+        let (sender, dropped) = mpsc::channel();
+        let shards = start(&ShardsConfig::unpinned("end", count(1)), |_| {
+            let sender = sender.clone();
+            move || async move {
+                let (socket, _other) = UnixStream::pair().unwrap();
+                let ready = Rc::new(Readiness::new(socket).unwrap());
+                let token = Dropped(sender.clone(), "waits");
+                // Waits for ever, held only by a waker that it owns itself.
+                spawn_local(async move {
+                    let _token = token;
+                    ready.readable().await.unwrap();
+                    std::future::pending::<()>().await;
+                })
+                .detach();
+                let token = Dropped(sender.clone(), "main");
+                sleep(Duration::from_millis(2)).await;
+                if panics {
+                    spawn_local(async { panic!("on purpose") }).await;
+                }
+                drop(token);
+            }
+        });
+        drop(sender);
+        assert_eq!(shards.unwrap().join()[0].is_err(), panics);
+        let mut seen: Vec<_> = std::iter::from_fn(|| dropped.recv_timeout(DEADLINE).ok()).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, ["main", "waits"]);
+    }
+}
+
+#[test]
+fn a_core_that_does_not_exist_starts_nothing() {
+    let ran = Arc::new(AtomicU64::new(0));
+    let result = start(&ShardsConfig::new("test", vec![None, Some(4095)]), |_| {
+        let ran = ran.clone();
+        move || async move { ran.fetch_add(1, Ordering::Relaxed) }
+    });
+    assert!(result.is_err());
+    assert_eq!(ran.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn tasks_timers_and_timeouts() {
+    on_a_shard(|| async {
+        let done = Rc::new(Cell::new(0));
+        let task = spawn_local({
+            let done = done.clone();
+            async move {
+                yield_now().await;
+                yield_queue_now().await;
+                done.set(done.get() + 1);
+                7
+            }
+        });
+        assert_eq!(task.await, 7);
+        drop(spawn_local(std::future::pending::<()>()));
+        assert_eq!(spawn_local(std::future::pending::<()>()).cancel().await, None);
+        assert_eq!(spawn_local(async { 3 }).detach().await, Some(3));
+        let handle = spawn_local(std::future::pending::<()>()).detach();
+        handle.cancel();
+        assert_eq!(handle.await, None);
+
+        let begin = Instant::now();
+        assert_eq!(timeout(Duration::from_millis(20), std::future::pending::<()>()).await, Err(Elapsed));
+        assert!(begin.elapsed() >= Duration::from_millis(20));
+        assert_eq!(timeout(DEADLINE, async { 5 }).await, Ok(5));
+
+        // A timer that is polled a thousand times while it waits, is moved, and expires once.
+        let mut timer = Timer::after(DEADLINE);
+        timer.reset_after(Duration::from_millis(10));
+        for _ in 0..1000 {
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(timer.poll_expired(cx))).await;
+            if polled.is_ready() {
+                break;
+            }
+            yield_now().await;
+        }
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+        assert!(Instant::now() >= timer.deadline());
+        timer.reset_after(Duration::from_millis(5));
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+        assert_eq!(run_blocking(|| 1 + 1).await, 2);
+    });
+}
+
+#[test]
+fn readiness_tells_data_room_and_the_end() {
+    on_a_shard(|| async {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ready = Readiness::new(OwnedFd::from(ours.try_clone().unwrap())).unwrap();
+        ready.writable().await.unwrap();
+        for round in 0..100u8 {
+            // Waits that are given up keep the one registration.
+            assert_eq!(timeout(Duration::from_micros(50), ready.readable()).await.map(drop), Err(Elapsed));
+            if round % 2 == 0 {
+                theirs.write_all(&[round]).unwrap();
+                ready.readable().await.unwrap();
+                let mut byte = [0];
+                assert_eq!(io::Read::read(&mut &ours, &mut byte).unwrap(), 1);
+                assert_eq!(byte, [round]);
+            }
+        }
+        drop(theirs);
+        ready.readable().await.unwrap();
+        assert_eq!(io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+    });
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+async fn exercise_direct(file: DirectFile, path: &std::path::Path) {
+    let data = pattern(3 * ALIGNMENT);
+    file.allocate(16 * ALIGNMENT as u64).await.unwrap();
+    assert_eq!(file.size().await.unwrap(), 16 * ALIGNMENT as u64);
+    let mut buffer = DmaBuffer::with_capacity(data.len());
+    buffer.extend_from_slice(&data);
+    file.write_at(buffer, ALIGNMENT as u64).await.unwrap();
+    let mut unaligned = DmaBuffer::alloc(100);
+    unaligned.as_mut_slice()[0] = 1;
+    assert_eq!(file.write_at(unaligned, 0).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(file.write_at(DmaBuffer::alloc(ALIGNMENT), 7).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    file.fdatasync().await.unwrap();
+    for (offset, len) in [(0, 10), (1, 4095), (37, 9001), (4097, 512)] {
+        let read = file.read_at(ALIGNMENT as u64 + offset as u64, len).await.unwrap();
+        assert_eq!(read, data[offset..offset + len], "{offset} {len}");
+    }
+    file.truncate(2 * ALIGNMENT as u64).await.unwrap();
+    assert_eq!(file.read_at(ALIGNMENT as u64, 10 * ALIGNMENT).await.unwrap(), data[..ALIGNMENT]);
+    assert_eq!(file.read_at(99 * ALIGNMENT as u64, 10).await.unwrap(), b""[..]);
+    file.close().await.unwrap();
+    assert_eq!(fs::read(path).unwrap()[ALIGNMENT..], data[..ALIGNMENT]);
+}
+
+#[test]
+fn direct_files_write_aligned_and_read_anything() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("log");
+    on_a_shard(move || async move {
+        exercise_direct(DirectFile::create_new(&path).await.unwrap(), &path).await;
+        assert_eq!(DirectFile::create_new(&path).await.unwrap_err().raw_os_error(), Some(17)); // EEXIST
+        let refused = DirectFile::open_refused(&path).await.unwrap();
+        assert!(!refused.is_direct());
+        exercise_direct(refused, &path).await;
+        exercise_direct(DirectFile::open(&path, OpenMode::ReadWrite).await.unwrap(), &path).await;
+        let missing = DirectFile::open(path.with_extension("missing"), OpenMode::Read).await;
+        assert_eq!(missing.unwrap_err().raw_os_error(), Some(2)); // ENOENT
+    });
+}
+
+#[test]
+fn direct_files_fall_back_on_tmpfs() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return; // no tmpfs here
+    };
+    let path = dir.path().join("log");
+    on_a_shard(move || async move {
+        let file = DirectFile::create_new(&path).await.unwrap();
+        assert!(!file.is_direct());
+        exercise_direct(file, &path).await;
+    });
+}
+
+#[test]
+fn a_full_disk_is_recognisable() {
+    on_a_shard(|| async {
+        let full = DirectFile::open_refused("/dev/full").await.unwrap();
+        let error = full.write_at(DmaBuffer::alloc(ALIGNMENT), 0).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(28)); // ENOSPC
+    });
+}
+
+#[test]
+fn cached_files_read_resident_and_absent_pages() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("data");
+    let data = pattern(300_000);
+    fs::write(&path, &data).unwrap();
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    on_a_shard(move || async move {
+        let file = CachedFile::open(&path).await.unwrap();
+        assert_eq!(file.size().await.unwrap(), data.len() as u64);
+        file.advise_random().unwrap();
+        for drop_pages in [false, true] {
+            for (offset, len) in [(0, 1), (5, 4096), (4095, 100_000), (299_990, 100), (300_000, 10), (400_000, 1)] {
+                if drop_pages {
+                    file.advise_dontneed(0, 0).unwrap();
+                }
+                let from = data.len().min(offset);
+                let to = data.len().min(offset + len);
+                assert_eq!(file.read_at(offset as u64, len).await.unwrap(), data[from..to], "{offset} {len}");
+            }
+        }
+        file.read_at(0, data.len()).await.unwrap();
+        assert_eq!(file.try_read_at(7, 1000).unwrap().unwrap(), data[7..1007]);
+        assert_eq!(file.try_read_at(299_999, 2).unwrap(), None);
+        file.close().await.unwrap();
+    });
+}
+
+#[test]
+fn the_mesh_loses_nothing_under_stress() {
+    // Small rings, so that senders wait for room all the time and receivers sleep all the time.
+    const SHARDS: u16 = 4;
+    const MESSAGES: u64 = 20_000;
+    let mut ports = Mesh::<u64>::new(count(SHARDS), 4).into_iter();
+    let shards = start(&ShardsConfig::unpinned("mesh", count(SHARDS)), |_| {
+        let port = ports.next().unwrap();
+        move || async move {
+            let port = Rc::new(port);
+            let sends = (0..SHARDS).map(|to| {
+                let port = port.clone();
+                spawn_local(async move {
+                    for n in 0..MESSAGES {
+                        port.send(ShardId(to), n).await.expect("receivers outlive senders");
+                    }
+                })
+            });
+            let sends: Vec<_> = sends.collect();
+            let mut next = [0; SHARDS as usize];
+            for _ in 0..MESSAGES * u64::from(SHARDS) {
+                let received = timeout(DEADLINE, port.recv()).await;
+                let (from, n) = received.unwrap_or_else(|_| panic!("nothing came; so far {next:?}"));
+                assert_eq!(n, next[from.index()], "from {from}");
+                next[from.index()] += 1;
+            }
+            for send in sends {
+                send.await;
+            }
+            Rc::into_inner(port) // all ports live until every shard is done
+        }
+    });
+    for end in shards.unwrap().join() {
+        assert!(end.is_ok(), "{end:?}");
+    }
+}
+
+#[test]
+fn a_send_that_waits_ends_when_the_receiver_goes() {
+    let mut ports = Mesh::<u8>::new(count(2), 1).into_iter();
+    let (full_sender, full) = mpsc::channel();
+    let mut halves = Some((full_sender, full));
+    let mut sender = None;
+    let mut receiver = None;
+    let (s, r) = halves.take().unwrap();
+    sender.replace(s);
+    receiver.replace(r);
+    let shards = start(&ShardsConfig::unpinned("mesh", count(2)), |shard| {
+        let port = ports.next().unwrap();
+        let (sender, receiver) = if shard.0 == 0 { (sender.take(), None) } else { (None, receiver.take()) };
+        move || async move {
+            if let Some(receiver) = receiver {
+                run_blocking(move || receiver.recv_timeout(DEADLINE)).await.unwrap();
+                drop(port);
+                return None;
+            }
+            port.try_send(ShardId(1), 1).unwrap();
+            let mut send = Box::pin(port.send(ShardId(1), 2));
+            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(send.as_mut().poll(cx))).await.is_pending());
+            sender.unwrap().send(()).unwrap();
+            Some(timeout(DEADLINE, send).await)
+        }
+    });
+    assert_eq!(shards.unwrap().join()[0], Ok(Some(Ok(Err(2)))));
+}
+
+#[test]
+fn a_foreign_thread_injects_and_hears_back() {
+    let (injector, port) = Injector::<(u64, mpsc::Sender<u64>)>::new(2);
+    let mut port = Some(port);
+    let shards = start(&ShardsConfig::unpinned("inject", count(1)), |_| {
+        let port = port.take().unwrap();
+        move || async move {
+            let mut answered = 0;
+            while answered < 4000 {
+                let (n, reply) = timeout(DEADLINE, port.recv()).await.unwrap();
+                reply.send(n * 2).ok();
+                answered += 1;
+            }
+        }
+    });
+    let foreign: Vec<_> = (0..4)
+        .map(|_| {
+            let injector = injector.clone();
+            std::thread::spawn(move || {
+                for n in 0..1000 {
+                    let (reply, answer) = mpsc::channel();
+                    let mut message = (n, reply);
+                    while let Err(back) = injector.try_send(message) {
+                        message = back;
+                        std::thread::yield_now();
+                    }
+                    assert_eq!(answer.recv_timeout(DEADLINE), Ok(n * 2));
+                }
+            })
+        })
+        .collect();
+    for thread in foreign {
+        thread.join().unwrap();
+    }
+    assert!(shards.unwrap().join()[0].is_ok());
+    assert!(injector.is_closed());
+    let (reply, _) = mpsc::channel();
+    assert!(injector.try_send((0, reply)).is_err());
+}
