@@ -2,11 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -74,9 +74,8 @@ impl Place {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
         let operator = Identity::from_seed(&seed);
-        let mut key = File::options();
-        let mut key = key.write(true).create_new(true).mode(0o600).open(data.join("operator.key"))?;
-        std::io::Write::write_all(&mut key, operator.to_pem().as_bytes())?;
+        let mut key = File::options().write(true).create_new(true).mode(0o600).open(data.join("operator.key"))?;
+        key.write_all(operator.to_pem().as_bytes())?;
         let config = format!("{config}\n[access]\nwriters = [\"{}\"]\n", operator.public());
         fs::write(data.join("metanode.toml"), config).context("cannot write metanode.toml")
     }
@@ -128,7 +127,7 @@ fn collect_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// A running node. Dropping it kills the process.
 pub(crate) struct Node {
-    child: Child,
+    process: Process,
     ticket: Ticket,
     operator: Identity,
     /// From the start of the process until it was ready.
@@ -139,8 +138,7 @@ impl Node {
     /// Starts a node on `place`, as a user would, but for the ports.
     pub(crate) async fn start(common: &Common, place: &Place) -> Result<Self> {
         let begun = Instant::now();
-        let mut starting = Starting::spawn(common, place)?;
-        let stdout = starting.stdout.take().context("the node has no stdout")?;
+        let (mut process, stdout) = spawn(common, place)?;
         let line = tokio::task::spawn_blocking(move || first_line(stdout));
         let ready = match timeout(READY_TIME_MAX, line).await {
             Ok(line) => line??,
@@ -148,7 +146,7 @@ impl Node {
         };
         let start_time = begun.elapsed();
         if ready.is_empty() {
-            let status = ended_within(&mut starting.child, Duration::from_secs(1)).await?;
+            let status = ended_within(&mut process.0, Duration::from_secs(1)).await?;
             let how = status.map_or_else(|| "closed its output".to_owned(), |status| format!("ended with {status}"));
             bail!("the node {how} before it was ready; the end of its log:\n{}", tail_of(&place.log()));
         }
@@ -160,22 +158,21 @@ impl Node {
         let key = place.data().join("operator.key");
         let pem = fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?;
         let operator = Identity::from_pem(&pem).context("the operator's key")?;
-        Ok(Self { child: starting.release(), ticket, operator, start_time })
+        Ok(Self { process, ticket, operator, start_time })
     }
 
     /// Starts a node and kills it after a while, ready or not.
     pub(crate) async fn start_and_kill(common: &Common, place: &Place, after: Duration) -> Result<()> {
-        let mut starting = Starting::spawn(common, place)?;
-        let _stdout = starting.stdout.take(); // open until the kill: a closed one would be another fault
+        let (mut process, _stdout) = spawn(common, place)?; // a closed stdout would be another fault
         sleep(after).await;
-        if let Some(status) = starting.child.try_wait()? {
+        if let Some(status) = process.0.try_wait()? {
             bail!("the node ended with {status} while it started; the end of its log:\n{}", tail_of(&place.log()));
         }
         Ok(()) // dropping it kills
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.0.id()
     }
 
     pub(crate) fn ticket(&self) -> &Ticket {
@@ -197,8 +194,8 @@ impl Node {
 
     /// Asks the node to end, which it must do in good order.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).context("the node is gone")?;
-        match ended_within(&mut self.child, STOP_TIME_MAX).await? {
+        kill_process(Pid::from_child(&self.process.0), Signal::TERM).context("the node is gone")?;
+        match ended_within(&mut self.process.0, STOP_TIME_MAX).await? {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("the node ended with {status} after SIGTERM"),
             None => bail!("the node did not end within {} s after SIGTERM", STOP_TIME_MAX.as_secs()),
@@ -207,60 +204,72 @@ impl Node {
 
     /// SIGKILL, now. Returns once the process is gone.
     pub(crate) fn kill(mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
+        if let Some(status) = self.process.0.try_wait()? {
             bail!("the node had ended by itself, with {status}");
         }
-        self.child.kill().context("cannot kill the node")?;
-        self.child.wait().context("cannot wait for the node")?;
+        self.process.0.kill().context("cannot kill the node")?;
+        self.process.0.wait().context("cannot wait for the node")?;
         Ok(())
     }
 }
 
-impl Drop for Node {
+/// A process of ours. Dropping it kills it.
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        end(&mut self.child);
-    }
-}
-
-/// A node that is not ready yet. Dropping it kills the process.
-struct Starting {
-    child: Child,
-    stdout: Option<ChildStdout>,
-    is_released: bool,
-}
-
-impl Starting {
-    fn spawn(common: &Common, place: &Place) -> Result<Self> {
-        let log = File::options().append(true).create(true).open(place.log()).context("cannot open the node's log")?;
-        let mut command = Command::new(&common.metanode);
-        command.args(["start", "--foreground", "-o", "json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
-        command.arg("--data").arg(place.data());
-        // The shipped configuration is that of the folder, whatever this process's environment says.
-        for name in ["METANODE_DATA", "METANODE_NODE", "METANODE_KEY", "METANODE_LOG"] {
-            command.env_remove(name);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        // A child inherits the affinity of the thread that starts it, and a node runs one shard a core that it may use.
-        measure::pin(common.server_core)?;
-        let spawned = command.spawn();
-        measure::pin(common.client_core)?;
-        let mut child = spawned.with_context(|| format!("cannot start {}", common.metanode.display()))?;
-        let stdout = child.stdout.take();
-        Ok(Self { child, stdout, is_released: false })
-    }
-
-    fn release(mut self) -> Child {
-        self.is_released = true;
-        let placeholder = Command::new("true");
-        let _ = placeholder;
-        unreachable!()
-    }
-}
-
-impl Drop for Starting {
-    fn drop(&mut self) {
-        if !self.is_released {
-            end(&mut self.child);
+        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+            let _ = self.0.kill(); // it may end by itself at this moment
+            let _ = self.0.wait();
         }
     }
+}
+
+/// Starts a node on the server's core, as a user would, but for the ports.
+fn spawn(common: &Common, place: &Place) -> Result<(Process, ChildStdout)> {
+    let log = File::options().append(true).create(true).open(place.log()).context("cannot open the node's log")?;
+    let mut command = Command::new(&common.metanode);
+    command.args(["start", "--foreground", "-o", "json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    command.arg("--data").arg(place.data());
+    // The shipped configuration is that of the folder, whatever this process's environment says.
+    for name in ["METANODE_DATA", "METANODE_NODE", "METANODE_KEY", "METANODE_LOG"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // A child inherits the affinity of the thread that starts it, and a node runs one shard for each core that it may use.
+    measure::pin(common.server_core)?;
+    let spawned = command.spawn();
+    measure::pin(common.client_core)?;
+    let mut process = Process(spawned.with_context(|| format!("cannot start {}", common.metanode.display()))?);
+    let stdout = process.0.stdout.take().context("the node has no stdout")?;
+    Ok((process, stdout))
+}
+
+/// The line by which a node says that it serves; empty when it closed its output instead.
+fn first_line(stdout: ChildStdout) -> std::io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(stdout.take(LINE_BYTES_MAX)).read_line(&mut line)?;
+    Ok(line)
+}
+
+async fn ended_within(child: &mut Child, time: Duration) -> Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for the node")? {
+            return Ok(Some(status));
+        }
+        if begun.elapsed() >= time {
+            return Ok(None);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// The last lines of a log.
+fn tail_of(log: &Path) -> String {
+    const LINES: usize = 20;
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }

@@ -54,6 +54,14 @@ impl Home {
         Self::at(temp, data, access, sections)
     }
 
+    /// Nothing: the first start makes the folder, the keys and the configuration, all as shipped. Commands act for its operator;
+    /// [`Home::client`] is a stranger there.
+    pub fn fresh() -> Self {
+        let temp = tempfile::tempdir().expect("a temporary folder can be made");
+        let data = temp.path().join("data");
+        Self { temp, data, operator: Identity::from_seed(&[42; 32]) }
+    }
+
     /// As [`Home::new`], with the data folder inside `folder`, which is a mount.
     pub fn inside(folder: &Path) -> Self {
         let temp = tempfile::tempdir_in(folder).expect("a temporary folder can be made");
@@ -106,7 +114,7 @@ impl Home {
         node
     }
 
-    /// Runs a node that is expected to end by itself.
+    /// Runs a node that is expected to end by itself, before it serves.
     #[track_caller]
     pub fn start_refused(&self, shards: u16) -> Ran {
         run(&mut self.start_command(shards, "127.0.0.1:0"), b"")

@@ -1,7 +1,7 @@
 //! `metanode stat`, `tag` and `rm`.
 
 use metanode_client::{BlobInfo, folder};
-use metanode_types::{DurabilityClass, Hash};
+use metanode_types::{DurabilityClass, Hash, TagName};
 use metanode_wire::EntryKind;
 use serde::Serialize;
 
@@ -87,7 +87,7 @@ struct TagReport {
 }
 
 impl TagReport {
-    fn new(name: impl ToString, hash: Hash) -> Self {
+    fn new(name: &TagName, hash: Hash) -> Self {
         Self { name: name.to_string(), hash: hash.to_string() }
     }
 }

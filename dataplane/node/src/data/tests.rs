@@ -71,7 +71,7 @@ fn a_key_that_others_can_read_is_refused() {
         fs::set_permissions(&key, Permissions::from_mode(loose)).unwrap();
         match DataFolder::open(&path) {
             Err(DataError::KeyMode { path, mode }) => {
-                assert_eq!((path, mode), (fs::canonicalize(&key).unwrap(), loose))
+                assert_eq!((path, mode), (fs::canonicalize(&key).unwrap(), loose));
             }
             other => panic!("{other:?}"),
         }
