@@ -75,6 +75,8 @@ pub(crate) async fn run(options: &Connections) -> Result<Report> {
     report.add("handshakes_ops", done.rate());
     report.add_latencies("handshakes", &done.latencies);
     report.add("handshakes_server_us", cpu.server.as_secs_f64() * 1e6 / count as f64);
+    report.add("handshakes_client_us", cpu.client.as_secs_f64() * 1e6 / count as f64);
+    report.add_foreign("handshakes", cpu);
     // A connection of the client library is greeted and keeps its stream: so do these.
     let greet = {
         let crowd = crowd.clone();

@@ -27,6 +27,9 @@ use crate::data::Random;
 /// in line, and their waiting counts.
 const OPEN_LOOP_WORKERS: usize = 1024;
 
+/// More than this on the machine besides node and load is worth a warning.
+const FOREIGN_SHARE_MAX: f64 = 0.3;
+
 /// Latencies are told apart up to here; longer ones count as this long.
 const LATENCY_NANOS_MAX: u64 = 60_000_000_000;
 
@@ -58,37 +61,51 @@ pub(crate) fn memory_kib(pid: u32, field: &str) -> Result<f64> {
     value.with_context(|| format!("/proc/{pid}/status has no {field}"))
 }
 
-/// CPU time of the node and of this process during a timed part.
+/// What the processors did during a timed part.
 pub(crate) struct Meter {
     pid: u32,
-    start: Cpu,
+    begun: Instant,
+    start: [Duration; 3],
 }
 
-/// CPU time on either side.
+/// CPU time by whose it was.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpu {
     pub(crate) server: Duration,
     pub(crate) client: Duration,
+    /// CPUs' worth of work that was neither side's: other processes, interrupts, what the host took away. It is there in a run
+    /// that had the machine to itself as well (about 0.1), and spoils figures when there is more.
+    pub(crate) foreign_share: f64,
 }
 
 impl Meter {
     /// Starts counting for the node with this process number.
     pub(crate) fn start(pid: u32) -> Result<Self> {
-        Ok(Self { pid, start: Self::now(pid)? })
+        Ok(Self { pid, begun: Instant::now(), start: Self::now(pid)? })
     }
 
     /// CPU time since the start.
     pub(crate) fn read(&self) -> Result<Cpu> {
         let now = Self::now(self.pid)?;
-        Ok(Cpu {
-            server: now.server.saturating_sub(self.start.server),
-            client: now.client.saturating_sub(self.start.client),
-        })
+        let [server, client, machine] = std::array::from_fn(|index| now[index].saturating_sub(self.start[index]));
+        let foreign = machine.saturating_sub(server + client);
+        Ok(Cpu { server, client, foreign_share: foreign.as_secs_f64() / self.begun.elapsed().as_secs_f64() })
     }
 
-    fn now(pid: u32) -> Result<Cpu> {
-        Ok(Cpu { server: cpu_time(pid)?, client: cpu_time(std::process::id())? })
+    fn now(pid: u32) -> Result<[Duration; 3]> {
+        Ok([cpu_time(pid)?, cpu_time(std::process::id())?, machine_time()?])
     }
+}
+
+/// Time that all processors of the machine were not idle, in ticks of 10 ms.
+fn machine_time() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("cpu ")).context("/proc/stat has no line for all")?;
+    let ticks = line.split_whitespace().map_while(|field| field.parse::<u64>().ok());
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already (proc_stat(5)).
+    let busy: u64 =
+        ticks.take(8).enumerate().map(|(field, ticks)| if matches!(field, 3 | 4) { 0 } else { ticks }).sum();
+    Ok(Duration::from_millis(busy * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
 /// Latencies of single operations, recorded in nanoseconds with three significant digits.
@@ -329,6 +346,7 @@ impl Report {
         self.add(format!("{name}_server_us"), per_operation(cpu.server));
         self.add(format!("{name}_client_us"), per_operation(cpu.client));
         self.add(format!("{name}_count"), done.count as f64);
+        self.add_foreign(name, cpu);
     }
 
     /// Adds `NAME_mbs` (10^6 bytes a second) and the share of its core that each side used.
@@ -336,6 +354,15 @@ impl Report {
         self.add(format!("{name}_mbs"), bytes as f64 / elapsed.as_secs_f64() / 1e6);
         self.add(format!("{name}_server_share"), cpu.server.as_secs_f64() / elapsed.as_secs_f64());
         self.add(format!("{name}_client_share"), cpu.client.as_secs_f64() / elapsed.as_secs_f64());
+        self.add_foreign(name, cpu);
+    }
+
+    /// Adds `NAME_foreign_share`: CPUs' worth of work on the machine that was neither side's.
+    pub(crate) fn add_foreign(&mut self, name: &str, cpu: Cpu) {
+        self.add(format!("{name}_foreign_share"), cpu.foreign_share);
+        if cpu.foreign_share > FOREIGN_SHARE_MAX {
+            eprintln!("warning: others used {:.2} CPUs meanwhile: {name} is not what it would be", cpu.foreign_share);
+        }
     }
 
     /// One line of JSON.

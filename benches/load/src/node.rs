@@ -151,7 +151,8 @@ impl Node {
             bail!("the node {how} before it was ready; the end of its log:\n{}", tail_of(&place.log()));
         }
         let ready: Value = serde_json::from_str(&ready).with_context(|| format!("the node said {ready:?}"))?;
-        let text = |key| ready.get(key).and_then(Value::as_str).with_context(|| format!("the node's line has no {key}"));
+        let text =
+            |key| ready.get(key).and_then(Value::as_str).with_context(|| format!("the node's line has no {key}"));
         let ticket: Ticket = text("ticket")?.parse().context("the node's ticket")?;
         let address: SocketAddr = text("quic")?.parse().context("the node's address")?;
         ensure!(address.ip().is_loopback() && ticket.addresses.contains(&address), "the node listens on {address}");

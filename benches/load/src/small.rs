@@ -101,6 +101,7 @@ async fn open(report: &mut Report, options: &Small, node: &Node, gets: &Gets, se
     report.add_latencies("get_4k_open", &done.latencies);
     report.add("get_4k_open_max_us", done.latencies.max_us());
     report.add("get_4k_open_server_us", cpu.server.as_secs_f64() * 1e6 / done.count.max(1) as f64);
+    report.add_foreign("get_4k_open", cpu);
     // An overloaded side shows here: then the latencies are those of a queue that grows.
     ensure!(done.rate() > 0.9 * rate, "an open loop of {rate:.0} operations a second got {:.0}", done.rate());
     Ok(())

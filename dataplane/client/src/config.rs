@@ -4,6 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use metanode_crypto::{Identity, tls::CipherSuite};
 
+/// Largest UDP payload that is sent. quinn hands up to ten datagrams to the kernel at once, which takes 65,507 bytes: more is
+/// refused with EMSGSIZE, and quinn takes that for a probe of the path that was too large, so that whole batches vanish.
+const SEND_MTU_BYTES_MAX: u16 = 65_507 / 10;
+
 /// Options of a client.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -14,8 +18,8 @@ pub struct ClientConfig {
     pub shard_aware: bool,
     /// TLS suites, in order of preference.
     pub cipher_suites: Vec<CipherSuite>,
-    /// Streams of a connection that carry small requests. One lane is fastest on a link without loss; with two, a lost packet
-    /// delays half of what is on the way.
+    /// Streams of a connection that carry small requests. On a link without loss their number makes no difference; with two, a
+    /// lost packet delays half of what is on the way.
     pub lanes: usize,
     /// Requests of one connection that may be unanswered; the node's own limit applies as well. More wait.
     pub requests_max: u32,
@@ -33,7 +37,7 @@ pub struct ClientConfig {
     pub send_window_bytes: u64,
     /// Buffers of the UDP socket in the kernel, in each direction; the kernel may grant less.
     pub socket_buffer_bytes: usize,
-    /// Largest UDP payload to look for. 8,952 fills a jumbo frame; loopback carries it too.
+    /// Largest UDP payload to take. 8,952 fills a jumbo frame; loopback carries it too. Packets to the node stay below 6,550.
     pub mtu_bytes_max: u16,
     /// A connection without traffic for this long is lost.
     pub idle_timeout: Duration,
@@ -66,7 +70,7 @@ impl ClientConfig {
 
     pub(crate) fn transport(&self) -> Arc<quinn::TransportConfig> {
         let mut mtu = quinn::MtuDiscoveryConfig::default();
-        mtu.upper_bound(self.mtu_bytes_max);
+        mtu.upper_bound(self.mtu_bytes_max.min(SEND_MTU_BYTES_MAX));
         let mut transport = quinn::TransportConfig::default();
         transport
             .max_concurrent_bidi_streams(0u32.into()) // a node opens no streams

@@ -24,6 +24,9 @@ pub use store::put_folder;
 /// Small files on the way at once.
 const SMALL_FILES_MAX: usize = 64;
 
+/// Bytes of small files on the way at once; the last one may go over it. Enough for 1 Gbit/s over 64 ms.
+const SMALL_BYTES_MAX: u64 = 8 << 20;
+
 /// Large files on the way at once: each has a stream, a thread and a few MiB of buffers.
 const LARGE_FILES_MAX: usize = 4;
 

@@ -396,6 +396,9 @@ async fn watch(shared: Weak<Shared>, round: Duration) {
             }
             state.pending.tick(WATCHDOG_ROUNDS, &mut wake);
         }
+        if !wake.is_empty() {
+            tracing::warn!(requests = wake.len(), stats = ?shared.connection.stats(), "no answer in time");
+        }
         wake.into_iter().for_each(Waker::wake);
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_quic::{ReadError, RecvStream, SendStream, TryRead, WriteError};
-use metanode_shard::{spawn_local, timeout};
+use metanode_shard::{spawn_local, timeout, yield_now};
 use metanode_types::Hash;
 use metanode_wire::{Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, message::Get};
 
@@ -162,13 +162,16 @@ impl Lane {
             if let Work::Bytes(bytes) = work {
                 self.take_in(bytes);
             }
-            for _ in 0..READS_PER_ROUND {
+            let mut reads = 0;
+            // The round ends behind `serve_frames`: a frame that the last read completed must not wait for more bytes.
+            loop {
                 if let Some(takeover) = self.serve_frames(arrived).await? {
                     return Ok(Some(takeover));
                 }
-                if self.input != Input::Open {
+                if self.input != Input::Open || reads == READS_PER_ROUND {
                     break;
                 }
+                reads += 1;
                 match self.recv.try_read_chunk(READ_BYTES_MAX)? {
                     TryRead::Data(bytes) => self.take_in(bytes),
                     TryRead::Blocked => break,
@@ -178,6 +181,9 @@ impl Lane {
             self.account_partial()?;
             self.collect_answers().await?;
             self.flush().await?;
+            if reads == READS_PER_ROUND {
+                yield_now().await; // other lanes' turn: a full window of small requests takes milliseconds
+            }
         }
     }
 

@@ -8,7 +8,13 @@
 mod assemble;
 mod conduct;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::PoisonError, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use metanode_crypto::tls::TlsConfigError;
 use metanode_shard::{ShardPanic, signal::install_stop_signals};
@@ -105,10 +111,10 @@ pub fn run(data: DataFolder, config: Config, ready: impl FnOnce(&Ready)) -> Resu
     let signals = install_stop_signals().map_err(NodeError::io("block the stop signals"))?;
     config.validate()?;
     let stoppers = crate::admin::Stoppers::default(); // told last: the end of their streams is the end of the node
-    let lock = data.lock()?;
+    let lock = Arc::new(data.lock()?);
     crate::placement::raise_descriptor_limit();
 
-    let Some(store) = assemble::open_store(&data, &config, &signals)? else {
+    let Some(store) = assemble::open_store(&data, &config, &signals, lock.clone())? else {
         tracing::info!("stopped before the store was open");
         return Ok(());
     };
@@ -116,7 +122,7 @@ pub fn run(data: DataFolder, config: Config, ready: impl FnOnce(&Ready)) -> Resu
     let mut conductor = Conductor::new(shards, running);
     let metrics = metrics.map(|page| page.serve(&state)).transpose()?;
     if !conductor.open(&signals)? {
-        return conductor.end(); // stopped before it served
+        return conductor.end_unserved(); // a signal came first
     }
     let socket: PathBuf = data.place_admin_socket()?;
     let admin = crate::admin::serve(&socket, state.clone(), stoppers.clone())
@@ -130,7 +136,7 @@ pub fn run(data: DataFolder, config: Config, ready: impl FnOnce(&Ready)) -> Resu
     let ticket = assemble::ticket(state.node_key, state.quic);
     ready(&Ready { quic: state.quic, metrics: state.metrics, ticket, pid: std::process::id() });
 
-    let reason = conductor.wait(&signals, &state);
+    let reason = conductor.wait(&signals, || state.stop_requested());
     let ended = match reason {
         Ok(reason) => {
             tracing::info!("stopping: {reason}");

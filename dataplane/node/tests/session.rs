@@ -4,6 +4,11 @@
 
 mod common;
 
+use std::{
+    collections::HashSet,
+    io::{Read as _, Write as _},
+};
+
 use common::{Client, DEADLINE, Lane, Node, blob, refusal};
 use metanode_crypto::Identity;
 use metanode_node::{admin, codes, config::Readers};
@@ -232,6 +237,34 @@ fn unfinished_frames_are_bounded() {
 }
 
 #[test]
+fn a_client_that_asks_for_too_much_at_once_waits() {
+    // Four uploads fit the bound on their bytes with ease; sixteen at once would be refused as "busy".
+    let node = Node::start(|config| {
+        config.node.shards = Some(1);
+        config.quic.requests_max = 4;
+        config.store.uploads_bytes_max = 1 << 20;
+        config.store.upload_window_bytes = 1 << 20;
+    });
+    block_on(async {
+        let mut client = node.client().await;
+        let uploads = 100;
+        let Lane { send, .. } = &mut client.lane;
+        let mut out = Vec::new();
+        for request in 0..uploads {
+            let (hash, bytes) = blob(u64::from(request), 100_000);
+            let put = metanode_wire::message::Put { hash, class: 1, kind: 0, hold: true };
+            metanode_wire::encode(&mut out, request, &put, bytes.len());
+            out.extend_from_slice(&bytes);
+        }
+        send.write_all(&out).await.unwrap();
+        for _ in 0..uploads {
+            assert_eq!(client.lane.next().await.unwrap().kind, Kind::Stored);
+        }
+    });
+    node.stop();
+}
+
+#[test]
 fn bulk_transfers_go_in_and_out() {
     let node = Node::start(|_| ());
     let (hash, bytes) = blob(7, 3 * 262_144 + 1_000);
@@ -336,6 +369,71 @@ fn what_was_put_survives_a_stop_and_clients_hear_of_it() {
         let mut again = node.client().await;
         assert_eq!(again.lane.ask(1, &Get { hash }).await.body, bytes);
     });
+    node.stop();
+}
+
+#[test]
+fn a_stop_lets_begun_work_finish_and_refuses_new_work() {
+    let node = Node::start(|_| ());
+    let (hash, bytes) = blob(3, 262_144 + 9);
+    let path = node.path().to_owned();
+    block_on(async {
+        let mut client = node.client().await;
+        assert_eq!(client.lane.ask(1, &Hello { agent: String::new() }).await.kind, Kind::Welcome);
+        let mut upload = Lane::open(&client.connection).await;
+        upload.send(1, &PutBulk { size_bytes: None, class: 1, kind: 0, hold: true }, &[]).await;
+        upload.send(1, &Chunk {}, &bytes[..262_144]).await;
+        // Its first chunk has arrived once something sent behind it is answered.
+        assert_eq!(refusal(&client.lane.ask(2, &Get { hash: [1; 32] }).await).code, RefusalCode::NotFound);
+        let stopping = tokio::task::spawn_blocking(move || admin::stop(&path, DEADLINE));
+        while refusal(&client.lane.ask(3, &Get { hash: [1; 32] }).await).code != RefusalCode::ShuttingDown {}
+        upload.send(1, &Chunk {}, &bytes[262_144..]).await;
+        upload.send(1, &PutEnd { hash }, &[]).await;
+        assert_eq!(upload.next().await.expect("an answer").kind, Kind::Stored);
+        assert_eq!(client.closed_with().await, u64::from(codes::SHUTTING_DOWN));
+        stopping.await.unwrap().unwrap();
+    });
+    let folder = node.stopped();
+    let node = Node::start_on(folder, |_| ());
+    block_on(async {
+        let mut client = node.client().await;
+        let large = client.lane.ask(1, &Get { hash }).await;
+        assert_eq!(large.message::<Data>().unwrap().size_bytes.to_native(), bytes.len() as u64);
+    });
+    node.stop();
+}
+
+#[test]
+fn the_metrics_page_is_what_prometheus_takes() {
+    let node = Node::start(|_| ());
+    block_on(async {
+        let mut client = node.client().await;
+        client.lane.ask(1, &Hello { agent: String::new() }).await;
+        client.lane.ask(2, &Get { hash: [1; 32] }).await;
+    });
+    let mut page = std::net::TcpStream::connect(node.ready.metrics.unwrap()).unwrap();
+    page.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+    let mut text = String::new();
+    page.read_to_string(&mut text).unwrap();
+    let (head, text) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let series: Vec<&str> =
+        text.lines().filter(|l| !l.starts_with('#')).map(|l| l.rsplit_once(' ').unwrap().0).collect();
+    let distinct: HashSet<&str> = series.iter().copied().collect();
+    assert_eq!(series.len(), distinct.len(), "a series is there once");
+    let families: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
+    assert_eq!(families.len(), families.iter().collect::<HashSet<_>>().len(), "a family is there once");
+    for wanted in [
+        "shard_stalls_total{shard=\"1\"} ",
+        "request_seconds_count{operation=\"get\"} 1\n",
+        "quic_connections{shard=\"0\"} ",
+        "store_cache_misses_total{shard=\"0\"} ",
+        "store_fsyncs_total{shard=\"0\"} ",
+        "process_resident_memory_bytes ",
+        "node_build_info{version=",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is not in {text}");
+    }
     node.stop();
 }
 

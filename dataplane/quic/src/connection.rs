@@ -177,6 +177,11 @@ impl Connection {
         self.state.proto.borrow().rtt()
     }
 
+    /// Packets that were sent and declared lost, MTU probes not counted.
+    pub fn packets_lost(&self) -> u64 {
+        self.state.proto.borrow().stats().path.lost_packets
+    }
+
     /// Waits for a stream that the peer opens.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionLost> {
         poll_fn(|cx| self.poll_accept_bi(cx)).await

@@ -54,6 +54,7 @@ async fn large_transfers_arrive_intact() {
     let (_socket, connection) = connect(node.address).await;
     download(&connection, 24 * MIB, || ()).await;
     upload(&connection, 24 * MIB).await;
+    upload_to(&connection, b"S", MIB / 2).await;
     let both = tokio::join!(download(&connection, 8 * MIB, || ()), upload(&connection, 8 * MIB));
     assert_eq!(both, ((), ()));
     node.stop().await;
@@ -118,6 +119,23 @@ async fn a_change_of_address_in_mid_transfer_is_survived() {
     download(&connection, 4 * MIB, || relay.change_address()).await;
     upload(&connection, MIB).await;
     assert_eq!(node.sum(|c| c.resets_sent.value()), 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_parked_transmit_is_not_a_lost_one() {
+    let node = Node::start(1);
+    let (_socket, connection) = connect(node.address).await;
+    for round in 1..=20 {
+        node.command(|| Command::RefuseSends(2));
+        let begin = std::time::Instant::now();
+        while node.sum(|c| c.transmits_parked.value()) < round {
+            assert!(begin.elapsed() < DEADLINE, "nothing is parked");
+            // Small enough that nothing overflows anywhere.
+            echo(&connection, &pattern(0, 20_000)).await;
+        }
+    }
+    assert_eq!(ask(&connection, b"L").await, 0u64.to_le_bytes());
     node.stop().await;
 }
 

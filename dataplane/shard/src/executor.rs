@@ -2,10 +2,11 @@ use std::{
     any::Any,
     cell::Cell,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::mpsc,
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -13,7 +14,11 @@ use std::{
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use metanode_types::{ShardCount, ShardId};
 
-use crate::{error::io_error, registry::abandon_all, spawn_local, stall, yield_now};
+use crate::{
+    error::io_error,
+    registry::{abandon_all, poll_panic},
+    spawn_local, stall, yield_now,
+};
 
 /// Bytes of registered I/O memory an executor takes. It is registered in three rings and counts against `ulimit -l` (8 MiB on
 /// a usual machine): glommio's default of 10 MiB pins nothing there, below 512 KiB is an error. Larger reads fall back to
@@ -203,33 +208,22 @@ impl Setup {
         Fut: Future<Output = T> + 'static,
     {
         CURRENT.set(Some(self.shard));
-        let rescue = || stall::rescue_loop(self.config.rescue_tick, self.config.stalls.clone(), self.shard);
-        let run = rescue();
+        let rescue = stall::rescue_loop(self.config.rescue_tick, self.config.stalls, self.shard);
         let running = running.clone();
-        // Nothing outlives the panic: the tasks are dropped below, the executor with the thread.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            executor.run(async move {
-                glommio::spawn_local(run).detach();
-                yield_now().await; // the rescue timers are set now
-                running.send(()).ok();
-                let output = spawn_local(async move { main().await }).await;
-                abandon_all();
-                output
-            })
-        }));
-        result.map_err(|panic| {
-            let end = rescue();
-            let abandoned = catch_unwind(AssertUnwindSafe(|| {
-                executor.run(async move {
-                    glommio::spawn_local(end).detach();
-                    abandon_all();
-                });
-            }));
-            if abandoned.is_err() {
-                tracing::error!(shard = %self.shard, "a destructor panicked after the shard's panic");
-            }
-            shard_panic(self.shard.index(), &*panic)
-        })
+        let end = executor.run(async move {
+            glommio::spawn_local(rescue).detach();
+            yield_now().await; // the rescue timers are set now
+            running.send(()).ok();
+            let mut main = spawn_local(async move { main().await });
+            let end = poll_fn(|cx| match poll_panic(cx) {
+                Poll::Ready(panic) => Poll::Ready(Err(panic)),
+                Poll::Pending => Pin::new(&mut main).poll(cx).map(Ok),
+            });
+            let end = end.await;
+            abandon_all();
+            end
+        });
+        end.map_err(|panic| shard_panic(self.shard.index(), &*panic))
     }
 }
 

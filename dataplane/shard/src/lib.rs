@@ -39,6 +39,7 @@ mod time;
 
 pub use executor::{ShardPanic, Shards, ShardsConfig, current_shard, start};
 pub use metanode_types::{ShardCount, ShardId};
+pub use notice::io_in_flight;
 pub use stall::Stalls;
 pub use task::{JoinHandle, Task, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now};
 pub use time::{Elapsed, Timer, sleep, timeout};

@@ -5,6 +5,7 @@
 //! not the registration, whether anything happened.
 
 use std::{
+    cell::Cell,
     future::Future,
     pin::Pin,
     sync::{
@@ -53,6 +54,16 @@ impl Wake for Notice {
     }
 }
 
+thread_local! {
+    static IN_FLIGHT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many file operations and blocking calls of this shard are under way. They start, and are seen to be done, only when the
+/// executor looks at I/O: a task that keeps it busy asks here how often to let it ([`yield_queue_now`](crate::yield_queue_now)).
+pub fn io_in_flight() -> usize {
+    IN_FLIGHT.get()
+}
+
 /// Polls `future` with a [`Notice`] as its waker, so that its wakes count in the stall detector.
 pub(crate) struct Noticed<F> {
     future: Pin<Box<F>>,
@@ -63,7 +74,14 @@ pub(crate) struct Noticed<F> {
 impl<F: Future> Noticed<F> {
     pub(crate) fn new(future: F) -> Self {
         let notice = Arc::new(Notice::default());
+        IN_FLIGHT.set(IN_FLIGHT.get() + 1);
         Self { future: Box::pin(future), waker: Waker::from(notice.clone()), notice }
+    }
+}
+
+impl<F> Drop for Noticed<F> {
+    fn drop(&mut self) {
+        IN_FLIGHT.set(IN_FLIGHT.get() - 1);
     }
 }
 

@@ -309,6 +309,36 @@ fn the_mesh_loses_nothing_under_stress() {
 }
 
 #[test]
+fn a_message_that_arrives_while_its_receiver_falls_asleep_wakes_it() {
+    const ROUNDS: u32 = 20_000;
+    let mut ports = Mesh::<u32>::new(count(2), 2).into_iter();
+    let shards = start(&ShardsConfig::new("asleep", vec![Some(0), Some(1)]), |shard| {
+        let port = ports.next().unwrap();
+        move || async move {
+            for round in 0..ROUNDS {
+                if shard == ShardId(0) {
+                    port.try_send(ShardId(1), round).unwrap();
+                    let received = timeout(DEADLINE, port.recv()).await.expect("the answer wakes");
+                    assert_eq!(received, (ShardId(1), round));
+                } else {
+                    // Never sleeps, and answers after 0 to 2 µs: about when the other one falls asleep.
+                    while port.try_recv().is_none() {
+                        std::hint::spin_loop();
+                    }
+                    let begin = Instant::now();
+                    while begin.elapsed() < Duration::from_nanos(u64::from(round) * 7 % 2000) {
+                        std::hint::spin_loop();
+                    }
+                    port.try_send(ShardId(0), round).unwrap();
+                }
+            }
+            port
+        }
+    });
+    assert!(shards.unwrap().join().iter().all(Result::is_ok));
+}
+
+#[test]
 fn a_send_that_waits_ends_when_the_receiver_goes() {
     let mut ports = Mesh::<u8>::new(count(2), 1).into_iter();
     let (full_sender, full) = mpsc::channel();

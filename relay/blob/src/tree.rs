@@ -156,7 +156,7 @@ impl SliceWalk {
     /// All items that cover bytes `start..end` of a blob of `size_bytes`.
     pub fn new(size_bytes: u64, start: u64, end: u64) -> Self {
         let whole = Span { start: 0, length: size_bytes };
-        let stack = if whole.touches(start, end) { vec![whole] } else { Vec::new() };
+        let stack = if start < end && whole.touches(start, end) { vec![whole] } else { Vec::new() };
         Self { start, end, stack }
     }
 
@@ -437,6 +437,16 @@ mod tests {
             SliceDecoder::new(empty, 0, ByteRange { offset: 1, length: 1 }),
             Err(SliceError::BadRange { .. })
         ));
+    }
+
+    #[test]
+    fn an_empty_range_has_no_items() {
+        let data = data(100_000);
+        let root = Hash(*blake3::hash(&data).as_bytes());
+        for offset in [0, 1, 50_000, 100_000] {
+            assert_eq!(encode(&data, offset, offset), b"");
+            assert_eq!(decode(root, 100_000, ByteRange { offset, length: 0 }, b""), Ok(Vec::new()));
+        }
     }
 
     #[test]

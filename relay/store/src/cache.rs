@@ -42,14 +42,7 @@ impl Cache {
         self.blobs.borrow().get(hash).cloned()
     }
 
-    /// Takes a copy of its own: `bytes` may be a small part of a large receive buffer, which a cache would keep alive.
-    pub(crate) fn insert_copy(&self, hash: Hash, bytes: &[u8]) {
-        if bytes.len() as u64 <= self.bytes_max / 8 {
-            self.blobs.borrow_mut().insert(hash, Bytes::copy_from_slice(bytes));
-        }
-    }
-
-    /// For bytes that are all of their allocation.
+    /// Takes bytes that are all of their allocation, as reads return them; a slice of a large buffer would keep all of it alive.
     pub(crate) fn insert(&self, hash: Hash, bytes: Bytes) {
         if bytes.len() as u64 <= self.bytes_max / 8 {
             self.blobs.borrow_mut().insert(hash, bytes);

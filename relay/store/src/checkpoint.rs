@@ -25,8 +25,12 @@ const WRITE_BYTES: usize = 1 << 20;
 /// Writes checkpoints as the log grows.
 pub(crate) async fn run(inner: Rc<Inner>) {
     let mut covered = inner.counters.written_bytes.value();
-    while !inner.closing.get() {
+    loop {
         sleep(INTERVAL).await;
+        if inner.closing.get() {
+            return;
+        }
+        let _work = inner.in_background();
         let written = inner.counters.written_bytes.value();
         if written - covered >= LOG_BYTES {
             covered = written;

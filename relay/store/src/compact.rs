@@ -53,6 +53,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
 
 /// Frees one segment; `false` when none is worth it.
 async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<bool, StoreError> {
+    let _work = inner.in_background();
     let state = inner.partition.borrow().log_state();
     if state.read_only || inner.closing.get() {
         return Ok(false);
@@ -103,7 +104,8 @@ async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<b
 
 /// Has the owners move what counts.
 async fn move_out(inner: &Rc<Inner>, log: u16, segment: u32, bytes: u64) -> Result<(), StoreError> {
-    let heads = heads(inner, log, segment, bytes).await?;
+    let identity = SegmentIdentity { store: inner.shared.store, log, segment };
+    let heads = heads(inner, identity, bytes).await?;
     let mut batches: Vec<Vec<(RecordHead, Bytes, bool)>> = inner.shards.iter().map(|_| Vec::new()).collect();
     let mut batch_bytes = 0;
     for (head, order) in heads {
@@ -113,8 +115,13 @@ async fn move_out(inner: &Rc<Inner>, log: u16, segment: u32, bytes: u64) -> Resu
         let payload = if head.location.length == 0 {
             Bytes::new()
         } else {
-            let result = inner.files.read(head.location).await;
-            result.map_err(|error| StoreError::Storage(error.to_string()))?
+            let result = inner.files.read_again(head.location).await;
+            let payload = result.map_err(|error| StoreError::Storage(error.to_string()))?;
+            // A copy gets a checksum of its own: rot must not be made to look sound.
+            if identity.payload_checksum(head.location.offset.into(), &payload) != head.checksum {
+                return Err(StoreError::Corrupt);
+            }
+            payload
         };
         batch_bytes += payload.len();
         let tombstone = matches!(head.kind, RecordKind::Unroot | RecordKind::Untag);
@@ -145,11 +152,10 @@ async fn send(inner: &Rc<Inner>, batches: &mut [Vec<(RecordHead, Bytes, bool)>])
 /// Record heads of a segment, with the order of their frames. A segment with rot is not compacted: a repair may need it.
 async fn heads(
     inner: &Rc<Inner>,
-    log: u16,
-    segment: u32,
+    identity: SegmentIdentity,
     bytes: u64,
 ) -> Result<Vec<(RecordHead, (u64, u64))>, StoreError> {
-    let identity = SegmentIdentity { store: inner.shared.store, log, segment };
+    let SegmentIdentity { log, segment, .. } = identity;
     let mut scan = SegmentScan::new(identity, bytes as u32);
     let mut heads = Vec::new();
     loop {

@@ -43,6 +43,15 @@ impl Files {
         }
     }
 
+    /// The same past the page cache. A page that was read ahead of a direct write can be stale, so a copy that looks corrupt is looked
+    /// at on the device before anybody believes it.
+    pub(crate) async fn read_again(&self, location: Location) -> io::Result<Bytes> {
+        let file = self.file(location.log, location.segment).await?;
+        let (offset, length) = (u64::from(location.offset), location.length as usize);
+        file.cached.advise_dontneed(offset, location.length.into())?;
+        file.direct.read_at(offset, length).await
+    }
+
     /// Bytes of a segment for a scan.
     pub(crate) async fn read_raw(&self, log: u16, segment: u32, offset: u32, length: u32) -> io::Result<Bytes> {
         self.file(log, segment).await?.cached.read_at(offset.into(), length as usize).await

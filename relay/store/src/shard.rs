@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     rc::Rc,
     sync::Arc,
 };
@@ -12,6 +11,7 @@ use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptio
 use metanode_log::Location;
 use metanode_shard::spawn_local;
 use metanode_types::{BlobKind, DurabilityClass, Hash, ShardCount, ShardId, TagName};
+use rustc_hash::FxHashMap;
 use tracing::{error, warn};
 
 use crate::{
@@ -49,12 +49,14 @@ pub(crate) struct Inner {
     /// There may be a segment to free.
     pub(crate) compact: Notify,
     pub(crate) closing: Cell<bool>,
+    /// Tasks that use the disk by themselves; the store is closed when they have ended.
+    background: Cell<u32>,
     /// A checkpoint is being written.
     pub(crate) checkpointing: Cell<bool>,
     port: StorePort,
     next: Cell<u64>,
-    ops: RefCell<HashMap<Token, Slot<Result<Outcome, OpError>>>>,
-    replies: RefCell<HashMap<u64, Slot<Reply>>>,
+    ops: RefCell<FxHashMap<Token, Slot<Result<Outcome, OpError>>>>,
+    replies: RefCell<FxHashMap<u64, Slot<Reply>>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -81,6 +83,7 @@ impl Store {
             idle: Notify::default(),
             compact: Notify::default(),
             closing: Cell::new(false),
+            background: Cell::new(0),
             checkpointing: Cell::new(false),
             port,
             next: Cell::new(0),
@@ -266,7 +269,7 @@ impl Store {
     /// Commits what is staged; writes are refused from then on.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
         self.0.closing.set(true);
-        while !self.0.partition.borrow().log_state().idle {
+        while !self.0.partition.borrow().log_state().idle || self.0.background.get() > 0 {
             self.0.work.notify();
             self.0.idle.wait().await;
         }
@@ -397,6 +400,12 @@ impl Inner {
         }
     }
 
+    /// Counts a piece of work that uses the disk until the guard is dropped.
+    pub(crate) fn in_background(self: &Rc<Self>) -> Background {
+        self.background.set(self.background.get() + 1);
+        Background(self.clone())
+    }
+
     // ---- the partition
 
     /// Gives an operation to this shard's partition.
@@ -423,6 +432,7 @@ impl Inner {
                     let inner = self.clone();
                     spawn_local(async move { release::content(&inner, root).await }).detach();
                 }
+                Event::Unrooted(hash) => self.cache.remove(&hash),
                 Event::SpaceDied => self.compact.notify(),
             }
         }
@@ -436,11 +446,11 @@ impl Inner {
     /// Answers a request for keys of this shard.
     async fn serve(self: &Rc<Self>, request: Request) -> Reply {
         match request {
-            Request::Op(op) => Reply::Op(self.serve_op(op).await),
+            Request::Op(op) => Reply::Op(self.submit(op).await),
             Request::Get(hash) => Reply::Get(self.serve_get(hash).await),
             Request::Chunk(name) => Reply::Chunk(self.chunk(&name).await),
             Request::Pin(hash) => Reply::Pin(self.serve_pin(hash).await),
-            Request::Stat(hash) => Reply::Stat(self.serve_stat(&hash)),
+            Request::Stat(hash) => Reply::Stat(self.serve_stat(&hash).await),
             Request::Tag(name) => Reply::Tag(self.partition.borrow().tag(&name).ok_or(StoreError::NotFound)),
             Request::Blobs(after, count) => {
                 let roots = self.partition.borrow().roots_page(after.as_ref(), count);
@@ -466,29 +476,15 @@ impl Inner {
         }
     }
 
-    async fn serve_op(self: &Rc<Self>, op: Op) -> Result<Outcome, OpError> {
-        if let Op::PutWhole { hash, bytes, .. } = &op
-            && self.cache.get(hash).is_none()
-        {
-            self.cache.insert_copy(*hash, bytes);
-        }
-        let removed = if let Op::Remove { hash } = &op { Some(*hash) } else { None };
-        let put = if let Op::PutWhole { hash, .. } = &op { Some(*hash) } else { None };
-        let result = self.submit(op).await;
-        // The cache answers without the index, so it must forget what the index does.
-        let gone = if result.is_ok() { removed } else { put };
-        if let Some(hash) = gone.filter(|hash| self.partition.borrow().root(hash).is_none()) {
-            self.cache.remove(&hash);
-        }
-        result
-    }
-
     async fn serve_get(self: &Rc<Self>, hash: Hash) -> Result<Fetched, StoreError> {
         if let Some(bytes) = self.cache.get(&hash) {
             self.counters.cache_hits.increment();
             return Ok(Fetched::Whole(bytes));
         }
         self.counters.cache_misses.increment();
+        if self.partition.borrow().blob(&hash).is_none() {
+            self.settled(&hash).await;
+        }
         for _ in 0..READ_ATTEMPTS {
             let (size_bytes, source) = self.partition.borrow().blob(&hash).ok_or(StoreError::NotFound)?;
             let location = match source {
@@ -505,6 +501,18 @@ impl Inner {
             }
         }
         Err(StoreError::Corrupt)
+    }
+
+    /// A root that was acknowledged in memory, or is about to be on disk, is there once its record is.
+    async fn settled(self: &Rc<Self>, hash: &Hash) {
+        let waits = {
+            let partition = self.partition.borrow();
+            partition.root(hash).is_none() && partition.is_pending(hash)
+        };
+        if waits {
+            // Whether the record got there is asked next.
+            _ = self.submit(Op::Settle { hash: *hash }).await;
+        }
     }
 
     /// A chunk of this shard, verified.
@@ -541,6 +549,11 @@ impl Inner {
         if metanode_crypto::hash(&bytes) == *name {
             return Ok(Some(bytes));
         }
+        if let Ok(bytes) = self.files.read_again(location).await
+            && metanode_crypto::hash(&bytes) == *name
+        {
+            return Ok(Some(bytes));
+        }
         if matches!(self.partition.borrow().chunk(name), Source::Log(now) if now == location) {
             return Err(self.corrupt(name, location, "it does not have its hash"));
         }
@@ -558,6 +571,7 @@ impl Inner {
         self: &Rc<Self>,
         hash: Hash,
     ) -> Result<(metanode_blob::partition::RootEntry, Bytes), StoreError> {
+        self.settled(&hash).await;
         let root = self.partition.borrow_mut().pin(hash).ok_or(StoreError::NotFound)?;
         if root.is_whole() {
             return Ok((root, Bytes::new()));
@@ -586,20 +600,17 @@ impl Inner {
         Err(StoreError::Corrupt)
     }
 
-    fn serve_stat(&self, hash: &Hash) -> Result<BlobStat, StoreError> {
+    async fn serve_stat(self: &Rc<Self>, hash: &Hash) -> Result<BlobStat, StoreError> {
+        self.settled(hash).await;
         let partition = self.partition.borrow();
-        if let Some(root) = partition.root(hash) {
-            return Ok(BlobStat {
-                size_bytes: root.size_bytes,
-                kind: root.kind(),
-                class: DurabilityClass::Durable,
-                held: root.is_held(),
-                references: root.references,
-            });
-        }
-        let (size_bytes, _) = partition.blob(hash).ok_or(StoreError::NotFound)?; // on its way to the log
-        let (kind, class) = (BlobKind::Blob, DurabilityClass::Memory);
-        Ok(BlobStat { size_bytes, kind, class, held: true, references: 0 })
+        let root = partition.root(hash).ok_or(StoreError::NotFound)?;
+        Ok(BlobStat {
+            size_bytes: root.size_bytes,
+            kind: root.kind(),
+            class: DurabilityClass::Durable, // its record is on disk, whatever its PUT asked for
+            held: root.is_held(),
+            references: root.references,
+        })
     }
 
     async fn serve_refer(self: &Rc<Self>, hashes: Vec<Hash>) -> Result<(), Hash> {
@@ -678,6 +689,16 @@ impl Inner {
         for (owner, group) in by_owner(hashes, self.shards) {
             self.notice(owner, Notice::ReleaseLeases(group));
         }
+    }
+}
+
+/// Work in progress; see [`Inner::in_background`].
+pub(crate) struct Background(Rc<Inner>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.background.set(self.0.background.get() - 1);
+        self.0.idle.notify();
     }
 }
 

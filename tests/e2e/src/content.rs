@@ -13,7 +13,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,12 +23,12 @@ impl Random {
 
     /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.word() % end
     }
 
     /// Bytes.
     pub fn bytes(&mut self, size: usize) -> Vec<u8> {
-        let words = std::iter::from_fn(|| Some(self.next().to_le_bytes()));
+        let words = std::iter::from_fn(|| Some(self.word().to_le_bytes()));
         words.take(size.div_ceil(8)).flatten().take(size).collect()
     }
 }

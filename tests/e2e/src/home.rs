@@ -121,7 +121,8 @@ impl Home {
     }
 
     fn start_command(&self, shards: u16, listen: &str) -> Command {
-        let mut command = metanode(["start", "--foreground", "-o", "json", "--listen", listen, "--metrics", "127.0.0.1:0"]);
+        let mut command =
+            metanode(["start", "--foreground", "-o", "json", "--listen", listen, "--metrics", "127.0.0.1:0"]);
         command.args(["--shards", &shards.to_string(), "--data"]).arg(&self.data);
         command
     }
@@ -300,8 +301,12 @@ impl Node {
         let page = self.metrics();
         let samples: Vec<f64> = page
             .lines()
-            .filter(|line| line.split(['{', ' ']).next().is_some_and(|found| found == name || found == format!("metanode_{name}")))
-            .map(|line| line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a sample ends with a number"))
+            .filter(|line| {
+                line.split(['{', ' ']).next().is_some_and(|found| found == name || found == format!("metanode_{name}"))
+            })
+            .map(|line| {
+                line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a sample ends with a number")
+            })
             .collect();
         assert!(!samples.is_empty(), "no metric {name} in\n{page}");
         samples.iter().sum()

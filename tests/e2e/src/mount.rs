@@ -23,18 +23,18 @@ impl Mount {
     /// process may not mount.
     pub fn tmpfs(path: &Path, bytes: u64) -> Option<Self> {
         let size = format!("size={bytes}");
-        Self::mount(&["-t", "tmpfs", "-o", &size, "metanode-e2e"], path)
+        Self::make(&["-t", "tmpfs", "-o", &size, "metanode-e2e"], path)
     }
 
     /// The folder `path` as it is, but read-only.
     pub fn read_only(path: &Path) -> Option<Self> {
-        let mount = Self::mount(&["--bind", &path.display().to_string()], path)?;
+        let mount = Self::make(&["--bind", &path.display().to_string()], path)?;
         let done = Command::new("mount").args(["-o", "remount,bind,ro"]).arg(path).status();
         assert!(done.is_ok_and(|status| status.success()), "a bind mount can be made read-only");
         Some(mount)
     }
 
-    fn mount(arguments: &[&str], path: &Path) -> Option<Self> {
+    fn make(arguments: &[&str], path: &Path) -> Option<Self> {
         let path = path.canonicalize().expect("the mount point is there");
         assert!(!is_mounted(&path));
         let skip = |why: String| {

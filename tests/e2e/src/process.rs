@@ -36,15 +36,22 @@ impl Ran {
         self
     }
 
-    /// It ended with `code`, printed no data, and said why, with a hint on the last line.
+    /// It ended with `code`, printed no data, and said why.
     #[track_caller]
-    pub fn refused(self, code: i32) -> Self {
+    pub fn failed(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{}\n{}", self.line, self.stderr);
         assert!(self.stdout.is_empty(), "{}: data in spite of an error: {}", self.line, self.text());
         assert!(self.stderr.contains("error: "), "{}: no error is named: {}", self.line, self.stderr);
-        let last = self.stderr.lines().last().unwrap_or_default();
-        assert!(last.starts_with("hint: "), "{}: the last line is no hint: {}", self.line, self.stderr);
         self
+    }
+
+    /// As [`Ran::failed`], with a hint on the last line.
+    #[track_caller]
+    pub fn refused(self, code: i32) -> Self {
+        let this = self.failed(code);
+        let last = this.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("hint: "), "{}: the last line is no hint: {}", this.line, this.stderr);
+        this
     }
 
     /// Standard output as text.

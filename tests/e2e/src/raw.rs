@@ -30,7 +30,8 @@ pub struct Raw {
 
 /// Connects as `identity`, offering `alpn`.
 pub async fn connect_raw(ticket: &Ticket, identity: &Identity, alpn: &[u8]) -> Result<Raw, quinn::ConnectionError> {
-    let crypto = tls::client(identity, ticket.node, CipherSuite::DEFAULT, &[alpn]).expect("the shipped suites make a TLS");
+    let crypto =
+        tls::client(identity, ticket.node, CipherSuite::DEFAULT, &[alpn]).expect("the shipped suites make a TLS");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(Duration::from_secs(1)));

@@ -26,10 +26,10 @@ impl Layout {
 
 /// A folder, the node on it and a client of it.
 pub struct Setup {
+    running: Option<(Node, Client)>, // goes first: a node must not write to a folder that is being removed
     home: Home,
     layout: Layout,
     lives: usize,
-    running: Option<(Node, Client)>,
 }
 
 impl Setup {

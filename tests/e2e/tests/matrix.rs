@@ -2,7 +2,7 @@
 //! from start to start; each with a client that heeds the shard map and one that ignores it.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use bytes::Bytes;
 use metanode_client::{
@@ -10,11 +10,14 @@ use metanode_client::{
     files::FileIo,
     folder::{self, FolderGet, FolderPut, Links},
 };
-use metanode_e2e::{Home, Layout, Setup, content, make_tree, picture, scenario};
+use metanode_e2e::{Home, Layout, Setup, content, eventually, make_tree, picture, scenario};
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, TagName};
 use metanode_wire::RefusalCode;
 
 const CHUNK: usize = 256 * 1024;
+/// Long enough for what a node does at once or behind an answer.
+const SOON: Duration = Duration::from_secs(20);
+
 const MEMORY: PutOptions = PutOptions { class: DurabilityClass::Memory, kind: BlobKind::Blob, hold: true };
 
 /// A test for each scenario in each layout: `cargo test -p metanode-e2e --test matrix four_shards::`.
@@ -116,11 +119,13 @@ async fn ranges_are_exact(setup: &mut Setup) {
         let size = blob.len() as u64;
         let chunk = CHUNK as u64;
         // Around the borders of groups (16 KiB), chunks and the blob.
-        let edges = [0, 1, 16_383, 16_384, 16_385, chunk - 1, chunk, chunk + 1, 2 * chunk, size.saturating_sub(1), size];
+        let edges =
+            [0, 1, 16_383, 16_384, 16_385, chunk - 1, chunk, chunk + 1, 2 * chunk, size.saturating_sub(1), size];
         for offset in edges.into_iter().filter(|edge| *edge <= size) {
             for length in [0, 1, 16_384, chunk + 1, size, u64::MAX] {
                 let end = offset.saturating_add(length).min(size);
-                let got = range(setup.client(), hash, offset, length).await.unwrap();
+                let got = range(setup.client(), hash, offset, length).await;
+                let got = got.unwrap_or_else(|error| panic!("{offset} + {length} of {size}: {error}"));
                 assert!(got == blob[offset as usize..end as usize], "{offset} + {length} of {size}");
             }
         }
@@ -132,7 +137,7 @@ async fn listings_are_complete_and_in_order(setup: &mut Setup) {
     let mut expected = BTreeMap::new();
     for seed in 0..300 {
         let blob = content(seed, 100 + seed as usize);
-        expected.insert(put(setup.client(), &blob, MEMORY).await, blob.len() as u64);
+        expected.insert(put(setup.client(), &blob, PutOptions::default()).await, blob.len() as u64);
     }
     // More than one page of tags, on one of the blobs.
     let target = *expected.keys().next().unwrap();
@@ -142,7 +147,7 @@ async fn listings_are_complete_and_in_order(setup: &mut Setup) {
     }
     for restarted in [false, true] {
         if restarted {
-            setup.restart().await; // in order, so that what is in memory is written
+            setup.restart().await;
         }
         for page_size in [7, 128, 1000] {
             let (mut listed, mut after, mut pages) = (Vec::new(), None, 0);
@@ -207,7 +212,8 @@ async fn tags_name_move_and_protect(setup: &mut Setup) {
 }
 
 async fn what_is_removed_stays_removed(setup: &mut Setup) {
-    let blobs: Vec<Bytes> = (0..24).map(|seed| content(10 + seed, if seed % 6 == 0 { 3 * CHUNK } else { 3000 })).collect();
+    let blobs: Vec<Bytes> =
+        (0..24).map(|seed| content(10 + seed, if seed % 6 == 0 { 3 * CHUNK } else { 3000 })).collect();
     let mut hashes = Vec::new();
     for blob in &blobs {
         hashes.push(put(setup.client(), blob, PutOptions::default()).await);
@@ -263,8 +269,9 @@ async fn the_same_content_is_stored_once(setup: &mut Setup) {
 
 async fn memory_is_served_and_becomes_durable(setup: &mut Setup) {
     for blob in [content(30, 2000), content(30, 2 * CHUNK + 1)] {
+        // Acknowledged is there, whether its record has reached the disk by now (then it is durable already) or not.
         let hash = put(setup.client(), &blob, MEMORY).await;
-        assert_eq!(setup.client().stat(hash).await.unwrap().class, DurabilityClass::Memory);
+        assert_eq!(setup.client().stat(hash).await.unwrap().size_bytes, blob.len() as u64);
         assert_served(setup.client(), hash, &blob).await;
         put(setup.client(), &blob, PutOptions::default()).await;
         assert_eq!(setup.client().stat(hash).await.unwrap().class, DurabilityClass::Durable);
@@ -292,10 +299,26 @@ async fn folders_come_back_as_they_were(setup: &mut Setup) {
         assert_eq!(setup.client().stat(stored.hash).await.unwrap().kind, BlobKind::Folder);
         setup.restart().await;
     }
-    // With the folder goes what only it refers to.
+    // With the folder goes what only it refers to, behind its removal.
     setup.client().remove(stored.hash).await.unwrap();
+    eventually("the folder's files go", SOON, async || {
+        setup.client().list_blobs(None, 128).await.unwrap().entries.is_empty().then_some(())
+    })
+    .await;
     assert_eq!(code(setup.client().get_whole(file).await), RefusalCode::NotFound);
-    assert_eq!(setup.client().list_blobs(None, 128).await.unwrap().entries, []);
+}
+
+/// A frame may end at any packet: none waits for the next one to be looked at.
+#[test]
+fn whole_blobs_of_any_size_are_answered() {
+    Layout { shards: &[2], shard_aware: true }.run(async |setup| {
+        for size in (1..=CHUNK).step_by(1999) {
+            let blob = content(60, size);
+            let stored = tokio::time::timeout(Duration::from_secs(10), put(setup.client(), &blob, MEMORY)).await;
+            let hash = stored.unwrap_or_else(|_| panic!("no answer to a put of {size} bytes"));
+            assert_eq!(setup.client().get_whole(hash).await.unwrap(), Got::Whole(blob));
+        }
+    });
 }
 
 /// Seventy megabytes: more than one extent (64 MiB), on the most shards.

@@ -19,7 +19,7 @@ use super::with_client;
 use crate::{
     args::{Bench, Global},
     exit::{Exit, Failure, Result},
-    output::{Row, count, rate},
+    output::{Row, count},
 };
 
 const SMALL_BYTES: usize = 4096;
@@ -123,39 +123,40 @@ fn seed() -> Result<[u8; 32]> {
     Ok(seed)
 }
 
-/// Runs `work` on `concurrency` tasks until the time is over.
+/// Does `work` again and again on `concurrency` tasks until the time is over.
 async fn repeat<F>(
     bench: &Bench,
-    work: impl Fn(u64) -> F,
+    work: impl Fn(u64) -> F + Clone + Send + 'static,
 ) -> std::result::Result<(u64, Duration, Histogram<u64>), ClientError>
 where
     F: Future<Output = std::result::Result<(), ClientError>> + Send + 'static,
 {
-    // One task for each that is on the way; `work` is called there, so each call is made here and sent.
     let next = Arc::new(AtomicU64::new(0));
-    let begun = Instant::now();
-    let mut times = Histogram::<u64>::new(3).expect("3 digits are within the limits");
-    let mut tasks: JoinSet<(Duration, std::result::Result<(), ClientError>)> = JoinSet::new();
-    let spawn = |tasks: &mut JoinSet<_>| {
-        let future = work(next.fetch_add(1, Relaxed));
-        tasks.spawn(async move {
-            let begun = Instant::now();
-            let result = future.await;
-            (begun.elapsed(), result)
-        });
-    };
+    let (begun, time) = (Instant::now(), bench.time);
+    let mut tasks = JoinSet::new();
     for _ in 0..bench.concurrency {
-        spawn(&mut tasks);
+        let (next, work) = (next.clone(), work.clone());
+        tasks.spawn(async move {
+            let mut times = histogram();
+            while begun.elapsed() < time {
+                let begun = Instant::now();
+                work(next.fetch_add(1, Relaxed)).await?;
+                times.saturating_record(begun.elapsed().as_micros() as u64);
+            }
+            Ok::<_, ClientError>(times)
+        });
     }
+    let mut all = histogram();
     while let Some(done) = tasks.join_next().await {
-        let (time, result) = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        result?;
-        times.saturating_record(time.as_micros() as u64);
-        if begun.elapsed() < bench.time {
-            spawn(&mut tasks);
-        }
+        let times = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        all.add(&times).expect("all histograms have the same limits");
     }
-    Ok((times.len(), begun.elapsed(), times))
+    Ok((all.len(), begun.elapsed(), all))
+}
+
+/// Microseconds up to a minute.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order and 3 digits are within the limits")
 }
 
 fn small_line(
@@ -182,7 +183,8 @@ fn small_line(
 async fn small_puts(client: &Client, bench: &Bench, lines: &mut Vec<Line>) -> Result<Vec<Hash>> {
     let seed = seed()?;
     let options = options(bench);
-    let measured = repeat(bench, |number| {
+    let client = client.clone();
+    let measured = repeat(bench, move |number| {
         let client = client.clone();
         async move { client.put_whole(unlike(seed, number), options).await.map(drop) }
     });
@@ -194,7 +196,8 @@ async fn small_puts(client: &Client, bench: &Bench, lines: &mut Vec<Line>) -> Re
 
 async fn small_gets(client: &Client, bench: &Bench, hashes: Vec<Hash>, lines: &mut Vec<Line>) -> Result<()> {
     let hashes = Arc::new(hashes);
-    let measured = repeat(bench, |number| {
+    let client = client.clone();
+    let measured = repeat(bench, move |number| {
         let (client, hashes) = (client.clone(), hashes.clone());
         async move {
             match client.get_whole(hashes[number as usize % hashes.len()]).await? {
@@ -222,7 +225,6 @@ async fn large(client: &Client, bench: &Bench, lines: &mut Vec<Line>) -> Result<
 }
 
 fn large_line(what: &'static str, class: &'static str, time: Duration, note: &'static str) -> Line {
-    debug_assert!(!rate(1, time).is_empty());
     Line {
         what,
         class,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -149,7 +149,12 @@ pub(super) fn launch(folder: &Path, overrides: &Overrides, life: Life, deadline:
     }
     let log_path = folder.join("node.log");
     let log = File::options().append(true).create(true).mode(0o600).open(&log_path);
-    let log = log.map_err(io(log_path.display()))?;
+    let log = log.map_err(|source| match source.kind() {
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            DataError::ReadOnly { path: log_path.clone(), source }.into()
+        }
+        _ => io(log_path.display())(source),
+    })?;
     let log_begin = log.metadata().map_err(io(log_path.display()))?.len();
     let mut command = Command::new("/proc/self/exe");
     command.args(["node", "run", "--data"]).arg(&folder).args(to_args(overrides));

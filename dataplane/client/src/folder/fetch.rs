@@ -13,14 +13,16 @@ use metanode_types::{ByteRange, Hash};
 use metanode_wire::{Entry, EntryKind, Manifest};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Contents, FolderGet, LARGE_FILES_MAX, SMALL_FILES_MAX, check_links, expect, joined};
+use super::{Contents, FolderGet, LARGE_FILES_MAX, SMALL_BYTES_MAX, SMALL_FILES_MAX, check_links, expect, joined};
 use crate::{
     Client, ClientError, Counted, Got, Progress,
     files::{FileIo, FileSink, PartFolder, of_file},
 };
 
-/// Small files that one blocking task writes: handing over one at a time would cost as much as writing it.
+/// Small files that one blocking task writes, whichever is reached first: handing over one at a time would cost as much as
+/// writing it.
 const BATCH_FILES: usize = 32;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// Batches that are being written at once.
 const BATCHES_MAX: usize = 4;
@@ -86,17 +88,21 @@ async fn get_files(
     let large = Arc::new(Semaphore::new(LARGE_FILES_MAX));
     let mut gets: JoinSet<Result<Option<Arrived>, ClientError>> = JoinSet::new(); // ended on the first error
     let mut writes: JoinSet<Result<(), ClientError>> = JoinSet::new();
-    let mut batch = Vec::with_capacity(BATCH_FILES);
+    let mut batch: Vec<Arrived> = Vec::with_capacity(BATCH_FILES);
+    let mut batch_bytes = 0;
+    let mut on_the_way_bytes = 0; // of small files
     let mut files = manifest.entries.iter().filter_map(|entry| match entry.kind {
         EntryKind::File { hash, size_bytes } => Some((entry, hash, size_bytes)),
         EntryKind::Folder | EntryKind::Link { .. } => None,
     });
     loop {
         while gets.len() < SMALL_FILES_MAX
+            && on_the_way_bytes < SMALL_BYTES_MAX
             && let Some((entry, hash, size_bytes)) = files.next()
         {
             let wanted = Wanted::new(root, entry, hash, size_bytes);
             let (client, progress, large) = (client.clone(), progress.clone(), large.clone());
+            on_the_way_bytes += if size_bytes <= small_bytes_max { size_bytes } else { 0 };
             gets.spawn(async move {
                 if size_bytes <= small_bytes_max {
                     return wanted.small(&client).await.map(Some);
@@ -106,12 +112,17 @@ async fn get_files(
             });
         }
         let Some(got) = gets.join_next().await else { break };
-        batch.extend(joined(got)?);
-        if batch.len() >= BATCH_FILES {
+        if let Some(arrived) = joined(got)? {
+            on_the_way_bytes -= arrived.bytes.len() as u64; // its size was checked against the folder's
+            batch_bytes += arrived.bytes.len();
+            batch.push(arrived);
+        }
+        if batch.len() >= BATCH_FILES || batch_bytes >= BATCH_BYTES {
             while writes.len() >= BATCHES_MAX {
                 writes.join_next().await.map(joined).transpose()?;
             }
             write_batch(&mut writes, &mut batch, progress);
+            batch_bytes = 0;
         }
     }
     write_batch(&mut writes, &mut batch, progress);

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Contents, FolderPut, FolderStored, LARGE_FILES_MAX, SMALL_FILES_MAX, joined,
+    Contents, FolderPut, FolderStored, LARGE_FILES_MAX, SMALL_BYTES_MAX, SMALL_FILES_MAX, joined,
     walk::{Walk, WalkFile, open_regular, walk},
 };
 use crate::{
@@ -30,10 +30,10 @@ use crate::{
 };
 
 /// Threads that read and hash small files.
-const READERS: usize = 4;
+const READERS: usize = 2;
 
-/// Small files that are read and wait to be sent: 8 MiB at most.
-const READ_AHEAD_FILES: usize = 32;
+/// Small files that are read and wait to be sent: 4 MiB at most.
+const READ_AHEAD_FILES: usize = 16;
 
 /// A file that was opened; a small one was read as well.
 struct Opened {
@@ -82,10 +82,14 @@ async fn put_files(
     let large = Arc::new(Semaphore::new(LARGE_FILES_MAX));
     let mut sent: HashSet<Hash> = HashSet::new();
     let mut entries = Vec::with_capacity(files.len());
-    let mut puts: JoinSet<Result<Entry, ClientError>> = JoinSet::new(); // dropped, and so ended, on the first error
+    let mut puts: JoinSet<Result<(Entry, u64), ClientError>> = JoinSet::new(); // dropped, and so ended, on the first error
+    let mut on_the_way_bytes = 0; // of small files
     loop {
-        while puts.len() >= SMALL_FILES_MAX {
-            entries.extend(puts.join_next().await.map(joined).transpose()?);
+        while puts.len() >= SMALL_FILES_MAX || on_the_way_bytes >= SMALL_BYTES_MAX {
+            let Some(put) = puts.join_next().await else { break };
+            let (entry, bytes) = joined(put)?;
+            on_the_way_bytes -= bytes;
+            entries.push(entry);
         }
         let Some(next) = opened.recv().await else { break };
         let Opened { index, mode, contents } = next?;
@@ -106,11 +110,12 @@ async fn put_files(
                     entries.push(entry);
                     continue;
                 }
+                on_the_way_bytes += size_bytes;
                 puts.spawn(async move {
                     client.put_hashed(hash, bytes, options).await?;
                     progress.add_bytes(size_bytes);
                     progress.add_file();
-                    Ok(entry)
+                    Ok((entry, size_bytes))
                 });
             }
             Read::Large { size_bytes } => {
@@ -122,13 +127,13 @@ async fn put_files(
                     let stored =
                         put_opened(&client, &file.full, open, size_bytes, options, how.file_io, &progress).await?;
                     progress.add_file();
-                    Ok(entry(file, stored.hash, stored.size_bytes))
+                    Ok((entry(file, stored.hash, stored.size_bytes), 0))
                 });
             }
         }
     }
     while let Some(put) = puts.join_next().await {
-        entries.push(joined(put)?);
+        entries.push(joined(put)?.0);
     }
     Ok(entries)
 }
@@ -168,7 +173,9 @@ fn open(index: usize, path: &Path, small_bytes_max: u64) -> Result<Opened, Clien
 
 fn read_small(path: &Path, file: &File, metadata: &Metadata) -> Result<Bytes, ClientError> {
     let size = metadata.len();
-    let mut bytes = Vec::with_capacity(size as usize + 1); // one more, so that the end is found without growing
+    // One more than the size, so that the end is found without growing. Rounded up, since allocators keep memory by size: as many
+    // sizes as files would have each thread hold some of each.
+    let mut bytes = Vec::with_capacity((size as usize + 1).next_power_of_two());
     file.take(size + 1).read_to_end(&mut bytes).map_err(ClientError::io(path))?;
     let now = file.metadata().map_err(ClientError::io(path))?;
     if bytes.len() as u64 != size || Version::of(&now) != Version::of(metadata) {

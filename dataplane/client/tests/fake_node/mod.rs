@@ -86,7 +86,7 @@ impl FakeNode {
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         let mut transport = quinn::TransportConfig::default();
         let mut mtu = quinn::MtuDiscoveryConfig::default();
-        mtu.upper_bound(8952);
+        mtu.upper_bound(6550);
         transport.max_concurrent_bidi_streams(16u32.into()).mtu_discovery_config(Some(mtu)).send_window(16 << 20);
         config.transport_config(Arc::new(transport));
         let mut endpoint = quinn::EndpointConfig::default();

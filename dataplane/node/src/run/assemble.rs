@@ -23,7 +23,7 @@ use crate::{
     acceptor::Acceptor,
     config::{Config, QuicConfig},
     counters::ShardCounters,
-    data::DataFolder,
+    data::{DataFolder, DataLock},
     metrics::{self, PageSource},
     placement,
     session::RECEIVE_WINDOW_BYTES,
@@ -63,18 +63,22 @@ pub(super) struct OpenStore {
     shards: ShardsConfig,
 }
 
-/// Opens the store. Recovery reads what the last life left, so a signal may come first: `None`. The folder is then as
-/// recovery found it, or better, and the thread that recovers ends with the process.
+/// Opens the store. Recovery reads what the last life left, so a signal may come first: `None`. The thread that recovers then
+/// goes on until it is done or the process ends, and keeps the folder locked as long.
 pub(super) fn open_store(
     data: &DataFolder,
     config: &Config,
     signals: &StopSignals,
+    lock: Arc<DataLock>,
 ) -> Result<Option<OpenStore>, NodeError> {
     let cores = placement::cores(&config.node).map_err(NodeError::io("place the shards"))?;
     let shards = ShardsConfig::new("shard", cores.into_iter().map(Some).collect());
     let store_config = store_config(data, config, shards.count());
     let (done, opened) = mpsc::channel();
-    let opening = move || done.send(StoreShared::open(store_config)).ok();
+    let opening = move || {
+        done.send(StoreShared::open(store_config)).ok();
+        drop(lock);
+    };
     thread::Builder::new().name("recovery".to_owned()).spawn(opening).map_err(NodeError::io("start a thread"))?;
     let shared = loop {
         match opened.recv_timeout(LOOK_PERIOD) {

@@ -12,10 +12,7 @@ use metanode_shard::{
 };
 
 use super::{DRAIN_TIME_MAX, LOOK_PERIOD, NodeError, STOP_TIME_MAX, assemble::Running};
-use crate::{
-    shard::{Command, Event},
-    state::NodeState,
-};
+use crate::shard::{Command, Event};
 
 /// Time for the shards to end once they have nothing left to do.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
@@ -76,12 +73,16 @@ impl Conductor {
     }
 
     /// Waits for a reason to stop, in words; the error is that of a shard that ended by itself.
-    pub(super) fn wait(&self, signals: &StopSignals, state: &NodeState) -> Result<&'static str, NodeError> {
+    pub(super) fn wait(
+        &self,
+        signals: &StopSignals,
+        stop_requested: impl Fn() -> bool,
+    ) -> Result<&'static str, NodeError> {
         loop {
             match signals.wait_timeout(LOOK_PERIOD).map_err(NodeError::io("wait for signals"))? {
                 Some(StopSignal::Terminate) => return Ok("SIGTERM"),
                 Some(StopSignal::Interrupt) => return Ok("SIGINT"),
-                None if state.stop_requested() => return Ok("asked over the local socket"),
+                None if stop_requested() => return Ok("asked over the local socket"),
                 None if self.any_finished() => return Err(NodeError::ShardEnded),
                 None => {}
             }
@@ -92,20 +93,21 @@ impl Conductor {
     pub(super) fn shut_down(mut self) -> Result<(), NodeError> {
         let deadline = Instant::now() + STOP_TIME_MAX;
         let drain = Command::Drain { until: Instant::now() + DRAIN_TIME_MAX };
-        if let Err(error) = self.step(drain, deadline, "drain", |event| matches!(event, Event::Drained)) {
-            return self.abandon(error);
-        }
-        let closed = self.close_stores(deadline);
-        match closed {
-            Ok(()) => self.end(),
+        match self.step(drain, deadline, "drain", |event| matches!(event, Event::Drained)) {
+            Ok(()) => self.end(deadline),
             Err(error) => self.abandon(error),
         }
     }
 
-    /// Closes what was opened and served nobody, or nobody any more.
-    pub(super) fn end(mut self) -> Result<(), NodeError> {
-        // A second closing, after `shut_down`, finds nothing to do.
-        self.close_stores(Instant::now() + STOP_TIME_MAX)?;
+    /// The orderly end of a node that has not served anybody.
+    pub(super) fn end_unserved(self) -> Result<(), NodeError> {
+        self.end(Instant::now() + STOP_TIME_MAX)
+    }
+
+    fn end(mut self, deadline: Instant) -> Result<(), NodeError> {
+        if let Err(error) = self.close_stores(deadline) {
+            return self.abandon(error);
+        }
         self.tell(Command::End);
         match self.join() {
             None => Err(NodeError::Overdue { what: "end its shards" }),
@@ -184,4 +186,83 @@ impl Conductor {
 /// Whether a signal has come; does not wait.
 pub(super) fn look(signals: &StopSignals) -> Result<Option<StopSignal>, NodeError> {
     signals.wait_timeout(Duration::ZERO).map_err(NodeError::io("wait for signals"))
+}
+
+#[cfg(test)]
+mod tests {
+    use metanode_shard::{
+        ShardCount, ShardsConfig,
+        mesh::{Injector, InjectorPort},
+        signal::install_stop_signals,
+        sleep, start,
+    };
+
+    use super::*;
+
+    /// Two shards without a node in them; `act` is what each does.
+    fn conduct<F: Future<Output = ()> + 'static>(
+        act: impl Fn(u16, InjectorPort<Command>, mpsc::Sender<Event>) -> F + Copy + Send + 'static,
+    ) -> Conductor {
+        let (sender, events) = mpsc::channel();
+        let mut commands = Vec::new();
+        let shards = start(&ShardsConfig::unpinned("test", ShardCount::new(2).unwrap()), |shard| {
+            let (injector, port) = Injector::new(8);
+            commands.push(injector);
+            let sender = sender.clone();
+            move || act(shard.0, port, sender)
+        });
+        Conductor::new(shards.unwrap(), Running { commands, events })
+    }
+
+    async fn obey(commands: InjectorPort<Command>, events: mpsc::Sender<Event>) {
+        events.send(Event::Opened(Ok(()))).unwrap();
+        loop {
+            let event = match commands.recv().await {
+                Command::Serve => Event::Serving(Ok(())),
+                Command::Drain { .. } => Event::Drained,
+                Command::CloseStore => Event::StoreClosed(Ok(())),
+                Command::End => return,
+            };
+            events.send(event).unwrap();
+        }
+    }
+
+    #[test]
+    fn shards_that_obey_end_in_order() {
+        std::thread::spawn(|| {
+            let signals = install_stop_signals().unwrap();
+            let mut conductor = conduct(|_, commands, events| obey(commands, events));
+            assert!(conductor.open(&signals).unwrap());
+            conductor.serve().unwrap();
+            assert_eq!(conductor.wait(&signals, || true).unwrap(), "asked over the local socket");
+            conductor.shut_down().unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_panicking_shard_takes_the_node_down_and_is_named() {
+        std::thread::spawn(|| {
+            let signals = install_stop_signals().unwrap();
+            let mut conductor = conduct(|shard, commands, events| async move {
+                if shard == 1 {
+                    events.send(Event::Opened(Ok(()))).unwrap();
+                    sleep(Duration::from_millis(20)).await;
+                    panic!("out of cheese");
+                }
+                obey(commands, events).await;
+            });
+            assert!(conductor.open(&signals).unwrap());
+            let error = conductor.wait(&signals, || false).unwrap_err();
+            match conductor.abandon(error) {
+                Err(NodeError::Shard(panic)) => {
+                    assert_eq!((panic.shard.0, panic.message.as_str()), (1, "out of cheese"));
+                }
+                other => panic!("{other:?}"),
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -58,6 +58,11 @@ impl Node {
     /// Stops it over the local socket; it must end in order. Gives the folder back.
     pub(crate) fn stop(self) -> tempfile::TempDir {
         admin::stop(self.path(), DEADLINE).unwrap();
+        self.stopped()
+    }
+
+    /// For a node that was stopped otherwise.
+    pub(crate) fn stopped(self) -> tempfile::TempDir {
         self.thread.join().unwrap().unwrap();
         self.folder
     }

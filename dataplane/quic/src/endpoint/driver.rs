@@ -4,6 +4,9 @@
 //! connection that has something. As the tasks have all written by then, small answers share packets. Between rounds the
 //! driver only yields while there is more to do, calling `recvmmsg` directly: waiting for readiness would let acknowledgements
 //! starve. Yielding doesn't look at I/O, so that a busy driver does so itself every [`REACTOR_PERIOD`].
+//!
+//! Sleeping is expensive (seven `io_uring_enter`, a `membarrier` and a wake-up, some 30 µs of latency), so that under load the driver
+//! stays awake for a moment: see [`Linger`].
 
 use std::{
     future::poll_fn,
@@ -12,19 +15,56 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_shard::{Timer, yield_now, yield_queue_now};
+use metanode_shard::{Timer, io_in_flight, yield_now, yield_queue_now};
 
 use super::{Datagram, Endpoint, receive::Receiver};
 use crate::{Connection, ConnectionLost};
 
-/// How long a busy driver keeps the executor from looking at disk completions, timers and other shards. A look costs about 4 µs.
+/// How long a busy driver keeps the executor from looking at timers and other shards. A look costs about 4 µs.
 const REACTOR_PERIOD: Duration = Duration::from_micros(200);
+
+/// The same while file operations are under way: they are submitted, and answered, only by such a look.
+const REACTOR_PERIOD_FILES: Duration = Duration::from_micros(25);
+
+/// How long a driver with nothing to do stays awake, if that is worth while: about what sleeping and waking cost.
+const LINGER_MAX: Duration = Duration::from_micros(25);
+
+/// Staying awake is worth while if the latest work came within this time of falling idle: what lingering can catch, plus the
+/// latency of a sleep that was too early.
+const LINGER_WORTH: Duration = Duration::from_micros(75);
 
 /// Timer of a driver without deadlines: any time that is long.
 const FAR: Duration = Duration::from_secs(3600);
 
 /// Room for a full GSO batch.
 const SEND_BUFFER_BYTES: usize = 65_536;
+
+fn reactor_period() -> Duration {
+    if io_in_flight() == 0 { REACTOR_PERIOD } else { REACTOR_PERIOD_FILES }
+}
+
+/// Whether to stay awake for what comes next. Measured against always sleeping: 64 requests in flight cost 14 % less CPU and go
+/// 30 % faster, a single one 40 % less at half the latency. A driver whose work is sparse sleeps at once.
+#[derive(Default)]
+struct Linger {
+    idle_since: Option<Instant>,
+    is_worthwhile: bool,
+}
+
+impl Linger {
+    /// There is work.
+    fn busy(&mut self) {
+        if let Some(since) = self.idle_since.take() {
+            self.is_worthwhile = since.elapsed() <= LINGER_WORTH;
+        }
+    }
+
+    /// There is none. Whether to stay awake.
+    fn idle(&mut self) -> bool {
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        self.is_worthwhile && since.elapsed() < LINGER_MAX
+    }
+}
 
 /// Ends all connections for their handlers when the driver is dropped: nobody would ever wake them.
 struct Abandon<'a>(&'a Endpoint);
@@ -48,12 +88,16 @@ impl Endpoint {
         let mut timer = Timer::after(FAR);
         let mut reactor_seen = Instant::now();
         let mut forwarded = None;
+        let mut linger = Linger::default();
         loop {
             let drained = self.receive(&mut receiver);
             self.receive_forwarded(forwarded.take(), &mut receiver);
             self.begin_handshakes(&mut receiver);
             let now = Instant::now();
             self.expire(now);
+            if !self.dirty.borrow().is_empty() {
+                linger.busy();
+            }
             if self.wake_handlers(&mut on_connection) {
                 yield_now().await;
             }
@@ -61,11 +105,11 @@ impl Endpoint {
             send_buffer.reserve(SEND_BUFFER_BYTES); // it went with a parked transmit
 
             let idle = drained && self.incoming.borrow().is_empty() && (self.dirty.borrow().is_empty() || !sent);
-            if idle {
+            if idle && !linger.idle() {
                 self.counters.parks.increment();
                 forwarded = self.wait(&mut timer).await;
                 reactor_seen = Instant::now();
-            } else if now - reactor_seen >= REACTOR_PERIOD {
+            } else if now - reactor_seen >= reactor_period() {
                 yield_queue_now().await;
                 reactor_seen = Instant::now();
             } else {

@@ -1,6 +1,6 @@
 //! A node with a small test protocol, clients for it, and a relay between them that can misbehave.
 
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // shared by several test binaries, none of which uses all of it
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, dead_code, unreachable_pub)] // shared by several test binaries
 
 use std::{
     future::Future,
@@ -15,7 +15,7 @@ use metanode_quic::{Config, Connection, Counters, Datagram, Endpoint, PortGroup,
 use metanode_shard::{
     ShardCount, ShardId, Shards, ShardsConfig,
     mesh::{Injector, Mesh},
-    spawn_local, start, timeout,
+    sleep, spawn_local, start, timeout,
 };
 
 /// Longest that anything here may take; reached only when something hangs.
@@ -199,12 +199,26 @@ async fn stream(connection: Connection, shard: ShardId, mut send: SendStream, mu
             send.write(Bytes::copy_from_slice(&at.to_le_bytes())).await.ok();
             send.finish().ok();
         }
+        b'S' => {
+            // A slow reader: the window is full and the line silent whenever it goes on, so credit must travel on its own.
+            let mut at = 0u64;
+            while let Ok(Some(bytes)) = recv.read_chunk(20_000).await {
+                at += bytes.len() as u64;
+                sleep(Duration::from_millis(5)).await;
+            }
+            send.write(Bytes::copy_from_slice(&at.to_le_bytes())).await.ok();
+            send.finish().ok();
+        }
         b'W' => {
             send.write(Bytes::copy_from_slice(&shard.0.to_le_bytes())).await.ok();
             send.finish().ok();
         }
         b'M' => {
             send.write(Bytes::copy_from_slice(&connection.mtu().to_le_bytes())).await.ok();
+            send.finish().ok();
+        }
+        b'L' => {
+            send.write(Bytes::copy_from_slice(&connection.packets_lost().to_le_bytes())).await.ok();
             send.finish().ok();
         }
         b'O' => {
@@ -313,8 +327,13 @@ pub async fn download(connection: &quinn::Connection, length: u64, at_half: impl
 }
 
 pub async fn upload(connection: &quinn::Connection, length: u64) {
+    upload_to(connection, b"P", length).await;
+}
+
+/// Uploads to a reader that checks (`P`) or one that is slow (`S`).
+pub async fn upload_to(connection: &quinn::Connection, command: &[u8], length: u64) {
     let (mut send, mut recv) = within(connection.open_bi()).await.unwrap();
-    send.write_all(b"P").await.unwrap();
+    send.write_all(command).await.unwrap();
     let mut at = 0;
     while at < length {
         let piece = (length - at).min(77_777);

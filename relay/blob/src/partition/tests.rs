@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use metanode_log::{ScanStep, SegmentScan};
 
 use super::*;
@@ -37,7 +39,7 @@ impl Bench {
             match event {
                 Event::Ended(token, result) => assert!(self.ended.insert(token, result).is_none(), "ended once"),
                 Event::Released(root) => self.released.push(root),
-                Event::SpaceDied => {}
+                Event::Unrooted(_) | Event::SpaceDied => {}
             }
         }
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::exit::{Exit, Failure, Result};
 
 /// Unless the folder was named: enough to be telling, little enough to be quick.
-const BYTES_MAX: u64 = 512 << 20;
-const FILES_MAX: u64 = 50_000;
+const BYTES_MAX: u64 = 1 << 30;
+const FILES_MAX: u64 = 100_000;
 
 /// A folder, and what it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
