@@ -4,6 +4,7 @@ use std::{error::Error, fmt::Display, io};
 
 use metanode_client::ClientError;
 use metanode_node::{NodeError, admin::AdminError, config::ConfigError, data::DataError};
+use metanode_store::OpenError;
 use metanode_wire::{ManifestError, Refusal, RefusalCode, TicketError};
 
 /// The exit codes, as `--help` shows them. [`Exit`] has the numbers.
@@ -301,10 +302,40 @@ impl From<AdminError> for Failure {
 
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
-        #[allow(unreachable_patterns, reason = "what a node can fail with grows")]
         match error {
             NodeError::Data(data) => data.into(),
-            other => Self::of(&other, Exit::Other).hint("`metanode doctor` says what this machine lacks"),
+            NodeError::Config(config) => config.into(),
+            NodeError::Store(ref store) => {
+                let (exit, hint) = match store {
+                    OpenError::NewerFormat { .. } => {
+                        (Exit::DataFolder, "use a later version of metanode, or another folder (--data)")
+                    }
+                    OpenError::ReadOnly(_) => {
+                        (Exit::DataFolder, "make it writable for this user, or name another folder (--data)")
+                    }
+                    OpenError::DiskFull(_) => (Exit::NoRoom, "free some space on its file system"),
+                    OpenError::Damaged { .. } => {
+                        (Exit::Integrity, "nothing was changed; restore that file from a backup")
+                    }
+                    OpenError::Io { .. } => {
+                        (Exit::DataFolder, "look at the disk and at the permissions of the data folder")
+                    }
+                };
+                Self::of(&error, exit).hint(hint)
+            }
+            NodeError::Io { ref source, .. } => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "another process has that address: name another with --listen, port 0 for any"
+                    }
+                    io::ErrorKind::AddrNotAvailable => "this machine has no such address: name another with --listen",
+                    _ => "`metanode doctor` says what this machine lacks",
+                };
+                Self::of(&error, of_io(source)).hint(hint)
+            }
+            other => {
+                Self::of(&other, Exit::Other).hint("`metanode doctor` says what this machine lacks; the log has more")
+            }
         }
     }
 }

@@ -98,7 +98,7 @@ async fn packets_that_arrive_at_another_shard_are_forwarded() {
     let node = Node::on(address, sockets, server_config());
     for shard in count(4).iter() {
         let relay = Relay::start(node.address).await;
-        let config = steered(client_tls(), shard, count(4), 8);
+        let config = steered(keeping_alive(client_tls()), shard, count(4), 8);
         let (_socket, connection) = connect_with(relay.address, config).await.unwrap();
         assert_eq!(shard_of(&connection).await, shard.0);
         download(&connection, 2 * MIB, || relay.change_address()).await;
@@ -115,7 +115,7 @@ async fn packets_that_arrive_at_another_shard_are_forwarded() {
 async fn a_change_of_address_in_mid_transfer_is_survived() {
     let node = Node::start(2);
     let relay = Relay::start(node.address).await;
-    let (_socket, connection) = connect(relay.address).await;
+    let (_socket, connection) = connect_with(relay.address, keeping_alive(client_tls())).await.unwrap();
     download(&connection, 4 * MIB, || relay.change_address()).await;
     upload(&connection, MIB).await;
     assert_eq!(node.sum(|c| c.resets_sent.value()), 0);

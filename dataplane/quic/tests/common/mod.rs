@@ -251,6 +251,14 @@ pub fn client_tls_for(identity: &Identity, expected: metanode_types::NodeKey, al
     quinn::ClientConfig::new(Arc::new(config))
 }
 
+/// A client that speaks up even when it only listens: the node learns a new address from the packets that come from there.
+pub fn keeping_alive(mut config: quinn::ClientConfig) -> quinn::ClientConfig {
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(50)));
+    config.transport_config(Arc::new(transport));
+    config
+}
+
 /// A client whose first packets ask for `shard`.
 pub fn steered(
     mut config: quinn::ClientConfig,
