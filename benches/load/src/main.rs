@@ -134,6 +134,9 @@ struct Quickload {
     /// Operations on the way at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     concurrency: u32,
+    /// Arrivals a second, on average, of an open loop
+    #[arg(long, default_value_t = 100_000.0)]
+    rate: f64,
 }
 
 impl Common {

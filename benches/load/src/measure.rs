@@ -136,6 +136,8 @@ pub(crate) struct Done {
     pub(crate) count: usize,
     pub(crate) elapsed: Duration,
     pub(crate) latencies: Latencies,
+    /// In an open loop, how late the latest arrival was: a stall on this side. Its latency includes it.
+    pub(crate) late_max: Duration,
 }
 
 impl Done {
@@ -185,7 +187,7 @@ where
         });
     }
     let count = finish(&mut workers).await?;
-    Ok(Done { count, elapsed: start.elapsed(), latencies: taken(latencies) })
+    Ok(Done { count, elapsed: start.elapsed(), latencies: taken(latencies), late_max: Duration::ZERO })
 }
 
 /// Runs operations that arrive at random (a Poisson process) at `rate` a second on average, whether earlier ones are done or not,
@@ -223,19 +225,23 @@ where
     let start = Instant::now();
     let mut random = Random::new(seed);
     let mut due = start;
+    let mut now = start;
+    let mut late = Duration::ZERO;
     for index in 0..count {
         due += Duration::from_secs_f64(random.exponential() / rate);
         if due >= deadline {
             break;
         }
-        while Instant::now() < due {
+        while now < due {
             yield_now().await;
+            now = Instant::now();
         }
+        late = late.max(now - due);
         lock(&line).push((due, index));
     }
     lock(&line).close();
     let count = finish(&mut workers).await?;
-    Ok(Done { count, elapsed: start.elapsed(), latencies: taken(latencies) })
+    Ok(Done { count, elapsed: start.elapsed(), latencies: taken(latencies), late_max: late })
 }
 
 /// Runs operations one at a time, at most one each `gap`: what a lone user feels.
@@ -264,7 +270,7 @@ where
         latencies.push(start.elapsed());
         done += 1;
     }
-    Ok(Done { count: done, elapsed: begun.elapsed(), latencies })
+    Ok(Done { count: done, elapsed: begun.elapsed(), latencies, late_max: Duration::ZERO })
 }
 
 async fn finish(workers: &mut JoinSet<Result<usize>>) -> Result<usize> {

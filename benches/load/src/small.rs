@@ -100,6 +100,7 @@ async fn open(report: &mut Report, options: &Small, node: &Node, gets: &Gets, se
     report.add("get_4k_open_ops", done.rate());
     report.add_latencies("get_4k_open", &done.latencies);
     report.add("get_4k_open_max_us", done.latencies.max_us());
+    report.add("get_4k_open_late_us", done.late_max.as_secs_f64() * 1e6);
     report.add("get_4k_open_server_us", cpu.server.as_secs_f64() * 1e6 / done.count.max(1) as f64);
     report.add_foreign("get_4k_open", cpu);
     // An overloaded side shows here: then the latencies are those of a queue that grows.

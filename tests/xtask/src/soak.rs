@@ -138,8 +138,9 @@ impl Totals {
 }
 
 /// One life of a node; returns its stalls.
-fn start(binary: &Path, data: &Path, index: u32) -> Result<u64> {
-    let log = std::fs::File::create(data.join("stderr.log")).context("cannot make the node's log")?;
+fn start(binary: &Path, folder: &Path, index: u32) -> Result<u64> {
+    let log = std::fs::File::create(folder.join("stderr.log")).context("cannot make the node's log")?;
+    let data = &folder.join("data"); // a node refuses a folder with other contents
     let mut command = Command::new(binary);
     command.args(["start", "--foreground", "-o", "json", "--data"]).arg(data).current_dir(root());
     let child =
