@@ -17,7 +17,7 @@ use metanode_types::{ShardCount, ShardId};
 use crate::{
     error::io_error,
     registry::{abandon_all, poll_panic},
-    spawn_local, stall, yield_now,
+    spawn_local, slice, stall, yield_now,
 };
 
 /// Bytes of registered I/O memory an executor takes. It is registered in three rings and counts against `ulimit -l` (8 MiB on
@@ -148,6 +148,10 @@ where
         let setup = Setup { shard, core: *core, config: config.clone() };
         let main = make(shard);
         let thread = thread::Builder::new().name(format!("{}-{shard}", config.name)).spawn(move || {
+            // Before the executor: the kernel's threads for its rings inherit the slice.
+            if let Err(error) = slice::shorten() {
+                tracing::debug!(%error, "shards keep the default time slice; disk syncs wait longer for a busy core");
+            }
             let executor = match setup.executor() {
                 Ok(executor) => executor,
                 Err(error) => {

@@ -33,6 +33,7 @@ pub mod metrics;
 mod notice;
 mod registry;
 pub mod signal;
+mod slice;
 mod stall;
 mod task;
 mod time;
