@@ -1,6 +1,11 @@
 //! Checkpoints of the index: written now and then and when the store is closed, read by recovery.
 
-use std::{fs, io, io::Write as _, rc::Rc, time::Duration};
+use std::{
+    fs, io,
+    io::Write as _,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use metanode_blob::partition::{Checkpoint, Coverage, Recovery};
 use metanode_shard::{run_blocking, sleep, yield_now};
@@ -21,6 +26,10 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bytes handed to the file at once.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// How long a checkpoint keeps the shard from other work: unnoticeable, and on a busy shard each turn that is given up costs
+/// milliseconds, of which a stopping node has few.
+const TURN: Duration = Duration::from_micros(300);
 
 /// Writes checkpoints as the log grows.
 pub(crate) async fn run(inner: Rc<Inner>) {
@@ -60,6 +69,7 @@ async fn write_alone(inner: &Rc<Inner>) -> io::Result<()> {
     let mut checkpoint = Checkpoint::begin(&inner.partition.borrow(), inner.shared.store, shard, inner.shards.get());
     let mut buffer: Vec<u8> = Vec::new();
     let mut more = true;
+    let mut turn = Instant::now();
     while more {
         let part = checkpoint.next(&inner.partition.borrow());
         more = part.is_some();
@@ -68,7 +78,10 @@ async fn write_alone(inner: &Rc<Inner>) -> io::Result<()> {
             let bytes = std::mem::take(&mut buffer);
             file = run_blocking(move || file.write_all(&bytes).map(|()| file)).await?;
         }
-        yield_now().await;
+        if turn.elapsed() >= TURN {
+            yield_now().await;
+            turn = Instant::now();
+        }
     }
     run_blocking(move || {
         file.sync_all()?;
