@@ -22,7 +22,7 @@ const PIECES_PER_READ: usize = 64;
 /// How long to wait for the reason after a node has stopped a transfer.
 const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What [`get`] brought.
+/// What `get` brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
     /// Bytes of the whole blob. Proven when the range reached its end, the node's word otherwise.

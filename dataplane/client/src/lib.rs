@@ -11,8 +11,8 @@
 //! * Memory is bounded by the configuration: windows, requests on the way, chunks in buffers.
 //! * Nothing here panics on anything that a node sends.
 //!
-//! Inside, [`link`] is the hot path (one connection and its lanes), [`pending`] its table of requests, [`bulk`] the transfers that
-//! take a stream for themselves, [`dial`] the way from a ticket to a connection and its shard.
+//! Inside, `link` is the hot path (one connection and its lanes), `pending` its table of requests, `bulk` the transfers that
+//! take a stream for themselves, `dial` the way from a ticket to a connection and its shard.
 
 mod bulk;
 mod client;

@@ -17,7 +17,7 @@ use metanode_types::{ShardCount, ShardId};
 use crate::{
     error::io_error,
     registry::{abandon_all, poll_panic},
-    spawn_local, slice, stall, yield_now,
+    slice, spawn_local, stall, yield_now,
 };
 
 /// Bytes of registered I/O memory an executor takes. It is registered in three rings and counts against `ulimit -l` (8 MiB on

@@ -1,6 +1,6 @@
 //! Identifiers, sizes, hashes and limits that every other crate shares.
 //!
-//! This is the lowest crate: it has no I/O, no clock, no randomness and imports nothing of ours. Start with [`Hash`] (the
+//! This is the lowest crate: it has no I/O, no clock, no randomness and imports nothing of ours. Start with [`struct@Hash`] (the
 //! address of a blob), [`limits`] (every bound of the data plane, each with its reason) and [`ShardId::owner_of`] (which shard
 //! a hash belongs to).
 

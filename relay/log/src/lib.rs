@@ -15,7 +15,7 @@
 //!   with none behind it is a torn tail, which nobody was promised.
 //! * Records of a frame become visible together, or not at all.
 //!
-//! [`format`] has the layout byte by byte; [`Table`] is the in-memory index that points into it.
+//! [`mod@format`] has the layout byte by byte; [`Table`] is the in-memory index that points into it.
 
 pub mod format;
 mod scan;

@@ -5,7 +5,7 @@ use metanode_types::Hash;
 const PARTS: usize = 1 << PART_BITS;
 const PART_BITS: u32 = 10;
 
-/// A hash table by [`Hash`], cut into sub-tables by the leading bits, so that it grows in small steps and can be listed in order
+/// A hash table by `Hash`, cut into sub-tables by the leading bits, so that it grows in small steps and can be listed in order
 /// page by page. Keys are BLAKE3 hashes that the node computed itself, hence evenly spread; they are used as they are.
 #[derive(Debug)]
 pub struct Table<V> {

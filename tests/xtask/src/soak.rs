@@ -360,7 +360,7 @@ mod tests {
         std::fs::create_dir_all(dir).unwrap();
         let path = dir.join("metanode");
         let script = format!(
-            "#!/bin/sh\ncase $1 in\nstart) {node};;\nput) cp \"$6\" \"$5/stored\"; echo '{{\"ticket\": \"mn1x\"}}';;\nget) {get};;\nesac\n"
+            "#!/bin/sh\ncase $1 in\nstart) mkdir -p \"$6\"; {node};;\nput) cp \"$6\" \"$5/stored\"; echo '{{\"ticket\": \"mn1x\"}}';;\nget) {get};;\nesac\n"
         );
         // Another process writes it: a file that this one has open for writing can't be executed by what it forks meanwhile.
         let mut write = Command::new("sh");
