@@ -269,8 +269,9 @@ impl Store {
     /// Commits what is staged; writes are refused from then on.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
         self.0.closing.set(true);
+        // The log wakes for every change by itself: waking it here, each time it says that it is idle, would keep both of them
+        // running for ever and the disk and the other shards from being heard.
         while !self.0.partition.borrow().log_state().idle || self.0.background.get() > 0 {
-            self.0.work.notify();
             self.0.idle.wait().await;
         }
         if let Err(error) = checkpoint::write(&self.0).await {
