@@ -7,10 +7,13 @@ use metanode_types::Hash;
 
 use crate::shard::Inner;
 
+/// Leases of one connection at most: the largest folder has as many files, and this is 32 MB. Further PUTs without hold are `Busy`.
+pub(crate) const LEASES_MAX: usize = metanode_types::limits::MANIFEST_ENTRIES_MAX;
+
 /// Leases of one connection: blobs that were put without hold live while this does, and longer when a folder or a tag refers to
 /// them by then.
 ///
-/// A lease costs 32 bytes here and an entry in the owner's table, so callers bound how many a connection takes.
+/// A lease costs 32 bytes here and an entry in the owner's table; a set takes at most `LEASES_MAX`, a million.
 #[derive(Debug, Clone)]
 pub struct Leases(Rc<LeaseSet>);
 

@@ -22,6 +22,7 @@ use crate::{
     commit::{self, LogFiles},
     compact,
     files::Files,
+    leases::LEASES_MAX,
     local::{Notify, Slot},
     open::Shared,
     read::BlobReader,
@@ -350,6 +351,7 @@ impl Inner {
         let owner = self.owner(&hash);
         let outcome = match options.leases.clone().filter(|_| !options.hold) {
             None => self.op(owner, op).await?,
+            Some(leases) if leases.len() >= LEASES_MAX => return Err(StoreError::Busy),
             Some(leases) => {
                 let (inner, slot) = (self.clone(), Slot::new());
                 let done = slot.clone();
