@@ -8,7 +8,7 @@ use metanode_client::{BytesSource, PutOptions};
 
 use crate::{
     Quickload, bulk, data,
-    measure::{Meter, Report, closed_loop, open_loop},
+    measure::{Meter, OPEN_LOOP_TICK, Report, closed_loop, open_loop},
     node::{Node, Place},
     small::{Gets, Objects, put_all},
 };
@@ -53,7 +53,9 @@ pub(crate) async fn run(options: &Quickload) -> Result<Report> {
             closed_loop(stored.len(), options.concurrency, far, get.clone()).await?;
             let (meter, deadline) = (begin(&node, time)?, Instant::now() + time);
             let done = match options.kind {
-                Kind::Open4k => open_loop(usize::MAX, options.rate, deadline, random.next(), get).await?,
+                Kind::Open4k => {
+                    open_loop(usize::MAX, options.rate, OPEN_LOOP_TICK, deadline, random.next(), get).await?
+                }
                 _ => closed_loop(usize::MAX, options.concurrency, deadline, get).await?,
             };
             report.add_operations("get_4k", &done, meter.read()?);

@@ -12,7 +12,7 @@ use metanode_types::Hash;
 
 use crate::{
     Small, data,
-    measure::{Done, Meter, Report, closed_loop, open_loop, paced_loop},
+    measure::{Done, Meter, OPEN_LOOP_TICK, OPEN_LOOP_TICK_FINE, Report, closed_loop, open_loop, paced_loop},
     node::{Node, Place},
     raw,
 };
@@ -62,7 +62,9 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
     let done = closed_loop(count, options.concurrency, common.deadline(), get!(gets)).await?;
     report.add_operations("get_4k", &done, meter.read()?);
 
-    open(&mut report, options, &node, &gets, seed, done.rate() / 2.0).await?;
+    let rate = done.rate() / 2.0;
+    open(&mut report, "get_4k_open", OPEN_LOOP_TICK, options, &node, &gets, rate).await?;
+    open(&mut report, "get_4k_open_fine", OPEN_LOOP_TICK_FINE, options, &node, &gets, rate).await?;
 
     let done = paced_loop(IDLE_COUNT, IDLE_GAP, common.deadline(), get!(gets)).await?;
     report.add_latencies("get_4k_idle", &done.latencies);
@@ -92,17 +94,27 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
     Ok(report)
 }
 
-async fn open(report: &mut Report, options: &Small, node: &Node, gets: &Gets, seed: u64, rate: f64) -> Result<()> {
+async fn open(
+    report: &mut Report,
+    name: &str,
+    tick: Duration,
+    options: &Small,
+    node: &Node,
+    gets: &Gets,
+    rate: f64,
+) -> Result<()> {
     let deadline = options.common.deadline().min(Instant::now() + OPEN_TIME);
     let meter = Meter::start(node.pid())?;
-    let done = open_loop(usize::MAX, rate, deadline, seed, get!(gets)).await?;
+    let done = open_loop(usize::MAX, rate, tick, deadline, data::fresh_seed()?, get!(gets)).await?;
     let cpu = meter.read()?;
-    report.add("get_4k_open_ops", done.rate());
-    report.add_latencies("get_4k_open", &done.latencies);
-    report.add("get_4k_open_max_us", done.latencies.max_us());
-    report.add("get_4k_open_late_us", done.late_max.as_secs_f64() * 1e6);
-    report.add("get_4k_open_server_us", cpu.server.as_secs_f64() * 1e6 / done.count.max(1) as f64);
-    report.add_foreign("get_4k_open", cpu);
+    let per_operation = 1e6 / done.count.max(1) as f64;
+    report.add(format!("{name}_ops"), done.rate());
+    report.add_latencies(name, &done.latencies);
+    report.add(format!("{name}_max_us"), done.latencies.max_us());
+    report.add(format!("{name}_late_us"), done.late_max.as_secs_f64() * 1e6);
+    report.add(format!("{name}_server_us"), cpu.server.as_secs_f64() * per_operation);
+    report.add(format!("{name}_client_us"), cpu.client.as_secs_f64() * per_operation);
+    report.add_foreign(name, cpu);
     // An overloaded side shows here: then the latencies are those of a queue that grows.
     ensure!(done.rate() > 0.9 * rate, "an open loop of {rate:.0} operations a second got {:.0}", done.rate());
     Ok(())

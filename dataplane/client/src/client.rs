@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use metanode_crypto::HashBatcher;
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, NodeKey, ShardCount, ShardId, TagName};
 use metanode_wire::{
     Frame, FrameError, Message, Ticket,
@@ -37,6 +38,7 @@ struct Inner {
     primary: ShardId,
     /// By shard; a single one when the client does not tell shards apart.
     links: Vec<OnceCell<Dialled>>,
+    hashes: HashBatcher,
 }
 
 /// A blob that was fetched by [`Client::get_whole`].
@@ -145,7 +147,7 @@ impl Client {
         let primary = if aware { ShardId(shard) } else { ShardId(0) };
         let links: Vec<_> = shards.iter().map(|_| OnceCell::new()).collect();
         let _ = links[primary.index()].set(first); // empty so far
-        Ok(Self { inner: Arc::new(Inner { dialer, shards, primary, links }) })
+        Ok(Self { inner: Arc::new(Inner { dialer, shards, primary, links, hashes: HashBatcher::default() }) })
     }
 
     /// Makes the connections to all shards now, rather than when each is first needed.
@@ -200,7 +202,7 @@ impl Client {
         let frame = link.call(&Get { hash: hash.0 }, Bytes::new()).await?;
         let size_bytes = link.read::<Data>(&frame)?.size_bytes.to_native();
         if frame.body.len() as u64 == size_bytes {
-            if metanode_crypto::hash(&frame.body) != hash {
+            if self.inner.hashes.hash(&frame.body).await != hash {
                 return Err(ClientError::HashMismatch(hash));
             }
             Ok(Got::Whole(frame.body))
@@ -213,7 +215,7 @@ impl Client {
 
     /// Stores a blob of up to [`Client::whole_bytes_max`] bytes.
     pub async fn put_whole(&self, bytes: Bytes, options: PutOptions) -> Result<Stored, ClientError> {
-        let hash = metanode_crypto::hash(&bytes);
+        let hash = self.inner.hashes.hash(&bytes).await;
         self.put_hashed(hash, bytes, options).await
     }
 

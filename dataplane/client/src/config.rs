@@ -5,8 +5,10 @@ use std::{sync::Arc, time::Duration};
 use metanode_crypto::{Identity, tls::CipherSuite};
 
 /// Largest UDP payload that is sent. quinn hands up to ten datagrams to the kernel at once, which takes 65,507 bytes: more is
-/// refused with EMSGSIZE, and quinn takes that for a probe of the path that was too large, so that whole batches vanish.
-const SEND_MTU_BYTES_MAX: u16 = 65_507 / 10;
+/// refused with EMSGSIZE, and quinn takes that for a probe of the path that was too large, so that whole batches vanish. A batch
+/// that reaches 65,536 bytes with its headers (62 for IPv6) is cut up before it is sent, which makes a node receive 10 datagrams
+/// where it would receive one.
+const SEND_MTU_BYTES_MAX: u16 = (65_535 - 62) / 10;
 
 /// Options of a client.
 #[derive(Debug, Clone)]

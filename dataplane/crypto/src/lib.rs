@@ -1,6 +1,7 @@
 //! Hashes, identities and transport security.
 //!
-//! * [`hash`]: BLAKE3 of bytes, the address of everything that is stored.
+//! * [`hash`]: BLAKE3 of bytes, the address of everything that is stored; [`hash_all`] of many small inputs in
+//!   less time, [`HashBatcher`] of what tasks need at the same time.
 //! * [`Identity`]: an Ed25519 key pair. Its public half, [`NodeKey`](metanode_types::NodeKey), *is* the name of a node or an
 //!   operator; there are no certificates, hence no certificate dates and no authority to lose.
 //! * [`NodeSecret`]: what stateless-reset, token and connection-ID keys derive from, so that all shards of a node and the next
@@ -11,12 +12,16 @@
 //!
 //! This crate performs no I/O and draws no randomness for keys: seeds come from the caller.
 
+mod batch;
 mod identity;
+mod many;
 mod secret;
 pub mod tls;
 mod verified;
 
+pub use batch::HashBatcher;
 pub use identity::{Identity, KeyFileError};
+pub use many::hash_all;
 use metanode_types::Hash;
 pub use secret::{CidKey, NodeSecret};
 pub use verified::{BadSignature, Verified};

@@ -1,153 +1,125 @@
-//! Reusable buffers within a byte budget.
+//! Reusable aligned buffers.
 
 use std::{
-    cell::RefCell,
     fmt,
-    future::poll_fn,
     ops::{Deref, DerefMut},
-    rc::Rc,
-    task::{Poll, Waker},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-/// Buffers of one size, reused, of which no more exist than a budget allows. Cloning shares the pool.
+use crate::file::AlignedBuffer;
+
+/// Buffers that come back when they are dropped, on whatever thread, and are taken again. Cloning shares the pool.
+///
+/// Fresh memory for a read of 256 KiB costs the kernel as much as the read. The pool keeps at most a fixed number of idle buffers; how
+/// many are out is the business of its users' own limits.
 #[derive(Clone)]
-pub struct BufferPool(Rc<Inner>);
+pub struct BufferPool(Arc<Inner>);
 
 struct Inner {
-    buffer_bytes: usize,
-    buffers_max: usize,
-    state: RefCell<State>,
-}
-
-#[derive(Default)]
-struct State {
-    idle: Vec<Vec<u8>>,
-    in_use: usize,
-    waiting: Vec<Waker>,
+    idle_max: usize,
+    buffer_bytes_max: usize,
+    idle: Mutex<Vec<AlignedBuffer>>,
 }
 
 impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BufferPool")
-            .field("buffer_bytes", &self.0.buffer_bytes)
-            .field("buffers_max", &self.0.buffers_max)
-            .field("in_use", &self.in_use())
-            .finish()
+        f.debug_struct("BufferPool").field("idle", &self.idle()).finish_non_exhaustive()
     }
 }
 
 impl BufferPool {
-    /// Buffers with a capacity of `buffer_bytes`, as many as fit `budget_bytes` but at least one.
-    pub fn new(buffer_bytes: usize, budget_bytes: usize) -> Self {
-        let buffers_max = (budget_bytes / buffer_bytes.max(1)).max(1);
-        Self(Rc::new(Inner { buffer_bytes, buffers_max, state: RefCell::default() }))
+    /// A pool that keeps `idle_max` buffers of up to `buffer_bytes_max` bytes while nobody uses them.
+    pub fn new(idle_max: usize, buffer_bytes_max: usize) -> Self {
+        Self(Arc::new(Inner { idle_max, buffer_bytes_max, idle: Mutex::default() }))
     }
 
-    /// An empty buffer, or `None` when the budget is spent.
-    pub fn try_take(&self) -> Option<PooledBuffer> {
-        let mut state = self.0.state.borrow_mut();
-        if state.in_use == self.0.buffers_max {
-            return None;
-        }
-        state.in_use += 1;
-        let buffer = state.idle.pop().unwrap_or_else(|| Vec::with_capacity(self.0.buffer_bytes));
-        Some(PooledBuffer { buffer, pool: self.0.clone() })
+    /// An empty buffer.
+    pub fn take(&self) -> PooledBuffer {
+        let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        PooledBuffer { buffer: idle.unwrap_or_default(), pool: self.0.clone() }
     }
 
-    /// An empty buffer, once the budget allows.
-    pub async fn take(&self) -> PooledBuffer {
-        poll_fn(|cx| match self.try_take() {
-            Some(buffer) => Poll::Ready(buffer),
-            None => {
-                self.0.state.borrow_mut().waiting.push(cx.waker().clone());
-                Poll::Pending
-            }
-        })
-        .await
-    }
-
-    /// Buffers that are out.
-    pub fn in_use(&self) -> usize {
-        self.0.state.borrow().in_use
-    }
-
-    /// Bytes held by the pool, out or idle.
-    pub fn held_bytes(&self) -> usize {
-        let state = self.0.state.borrow();
-        (state.in_use + state.idle.len()) * self.0.buffer_bytes
+    /// Buffers that wait to be taken.
+    pub fn idle(&self) -> usize {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// A buffer that returns to its pool when dropped. It starts empty, with the pool's capacity.
+/// A buffer of a [`BufferPool`].
+#[derive(Debug)]
 pub struct PooledBuffer {
-    buffer: Vec<u8>,
-    pool: Rc<Inner>,
+    buffer: AlignedBuffer,
+    pool: Arc<Inner>,
 }
 
-impl fmt::Debug for PooledBuffer {
+impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PooledBuffer").field("len", &self.buffer.len()).finish()
+        f.write_str("Inner")
     }
 }
 
 impl Deref for PooledBuffer {
-    type Target = Vec<u8>;
+    type Target = AlignedBuffer;
 
-    fn deref(&self) -> &Vec<u8> {
+    fn deref(&self) -> &AlignedBuffer {
         &self.buffer
     }
 }
 
 impl DerefMut for PooledBuffer {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
+    fn deref_mut(&mut self) -> &mut AlignedBuffer {
         &mut self.buffer
+    }
+}
+
+impl AsRef<[u8]> for PooledBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_slice()
     }
 }
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let waiting = {
-            let mut state = self.pool.state.borrow_mut();
-            state.in_use -= 1;
-            // One that its user grew or took apart would break the budget's arithmetic.
-            if buffer.capacity() == self.pool.buffer_bytes {
-                buffer.clear();
-                state.idle.push(buffer);
-            }
-            std::mem::take(&mut state.waiting)
-        };
-        for waker in waiting {
-            waker.wake();
+        buffer.clear(self.pool.buffer_bytes_max);
+        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffer.capacity() > 0 && idle.len() < self.pool.idle_max {
+            idle.push(buffer);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
-    fn the_budget_bounds_and_buffers_are_reused() {
-        let pool = BufferPool::new(1024, 2500);
-        let mut first = pool.try_take().unwrap();
-        first.extend_from_slice(b"used");
-        let at = first.as_ptr();
-        let second = pool.try_take().unwrap();
-        assert!(pool.try_take().is_none());
-        drop(first);
-        let again = pool.try_take().unwrap();
-        assert!(again.is_empty());
-        assert_eq!(again.as_ptr(), at);
-        drop((second, again));
-        assert_eq!((pool.in_use(), pool.held_bytes()), (0, 2048));
-    }
-
-    #[test]
-    fn a_grown_buffer_is_not_kept() {
-        let pool = BufferPool::new(16, 16);
-        pool.try_take().unwrap().extend_from_slice(&[0; 64]);
-        assert_eq!(pool.held_bytes(), 0);
-        assert_eq!(pool.try_take().unwrap().capacity(), 16);
+    fn buffers_come_back_empty_and_no_more_than_wanted_are_kept() {
+        let pool = BufferPool::new(2, 8192);
+        let mut buffers: Vec<_> = (0..3).map(|_| pool.take()).collect();
+        for buffer in &mut buffers {
+            buffer.extend_from_slice(&[7; 5000]);
+        }
+        let place = buffers[2].as_slice().as_ptr();
+        let kept = Bytes::from_owner(buffers.pop().unwrap());
+        assert_eq!(kept[..], [7; 5000]);
+        let half = kept.slice(100..200);
+        drop(kept);
+        assert_eq!(pool.idle(), 0, "a part of it is in use");
+        std::thread::spawn(move || drop(half)).join().unwrap();
+        assert_eq!(pool.idle(), 1);
+        let mut again = pool.take();
+        assert!(again.as_slice().is_empty());
+        again.extend_from_slice(&[8; 10]);
+        assert_eq!(again.as_slice().as_ptr(), place);
+        again.reserve(10_000); // too large to be kept
+        drop(again);
+        assert_eq!(pool.idle(), 0);
+        drop(buffers);
+        assert_eq!(pool.idle(), 2);
+        drop((pool.take(), pool.take(), pool.take()));
+        assert_eq!(pool.idle(), 2, "nothing to keep in a buffer that was not filled");
     }
 }

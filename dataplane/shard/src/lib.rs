@@ -8,9 +8,10 @@
 //!
 //! * [`spawn_local`], [`sleep`], [`timeout`], [`yield_now`]: tasks and time inside a shard;
 //! * [`mesh`]: bounded rings between shards, and [`mesh::Injector`] into a shard from a foreign thread;
-//! * [`file`](mod@file): O_DIRECT files for logs, page-cache files for reads, [`run_blocking`] for the rest of the file system;
+//! * [`file`](mod@file): O_DIRECT files for logs, direct and page-cache files for reads, [`run_blocking`] for the rest of the file
+//!   system; a [`Companion`] for system calls that wait and are frequent;
 //! * [`fd::Readiness`]: waiting on a descriptor the runtime did not make;
-//! * [`buffer::BufferPool`]: reusable buffers within a byte budget;
+//! * [`buffer::BufferPool`]: reusable aligned buffers;
 //! * [`metrics`]: counters, gauges and histograms for any thread, and their Prometheus text;
 //! * [`signal`]: SIGTERM and SIGINT as something a control thread waits for.
 //!
@@ -24,6 +25,7 @@
 //! broken one can be told apart.
 
 pub mod buffer;
+mod companion;
 mod error;
 mod executor;
 pub mod fd;
@@ -38,6 +40,7 @@ mod stall;
 mod task;
 mod time;
 
+pub use companion::Companion;
 pub use executor::{ShardPanic, Shards, ShardsConfig, current_shard, start};
 pub use metanode_types::{ShardCount, ShardId};
 pub use notice::io_in_flight;

@@ -72,9 +72,11 @@ pub fn spawn_local<T: 'static>(future: impl Future<Output = T> + 'static) -> Tas
     Task(glommio::spawn_local(Registered::new(future)))
 }
 
-/// Lets the other runnable tasks run first. I/O, timers and other shards are *not* looked at: a loop that awaits nothing else
-/// starves them until the preemption timer, so such a loop calls [`yield_queue_now`] now and then.
+/// Lets the other runnable tasks run first, those among them whose [`Companion`](crate::Companion) has answered. I/O, timers and
+/// other shards are *not* looked at: a loop that awaits nothing else starves them until the preemption timer, so such a loop
+/// calls [`yield_queue_now`] now and then.
 pub async fn yield_now() {
+    crate::companion::look();
     glommio::executor().yield_now().await;
 }
 

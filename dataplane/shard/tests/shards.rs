@@ -17,9 +17,9 @@ use std::{
 };
 
 use metanode_shard::{
-    Elapsed, ShardCount, ShardId, ShardsConfig, Timer, current_shard,
+    Companion, Elapsed, ShardCount, ShardId, ShardsConfig, Timer, current_shard,
     fd::Readiness,
-    file::{ALIGNMENT, CachedFile, DirectFile, DmaBuffer, OpenMode},
+    file::{ALIGNMENT, AlignedBuffer, CachedFile, DirectFile, LogFile},
     mesh::{Injector, Mesh},
     run_blocking, sleep, spawn_local, start, timeout, yield_now, yield_queue_now,
 };
@@ -182,64 +182,82 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 % 251) as u8).collect()
 }
 
-async fn exercise_direct(file: DirectFile, path: &std::path::Path) {
+async fn exercise_log(file: LogFile, path: &std::path::Path) {
     let data = pattern(3 * ALIGNMENT);
-    file.allocate(16 * ALIGNMENT as u64).await.unwrap();
-    assert_eq!(file.size().await.unwrap(), 16 * ALIGNMENT as u64);
-    let mut buffer = DmaBuffer::with_capacity(data.len());
+    file.allocate(16 * ALIGNMENT as u64).unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), 16 * ALIGNMENT as u64);
+    let mut buffer = AlignedBuffer::default();
     buffer.extend_from_slice(&data);
-    file.write_at(buffer, ALIGNMENT as u64).await.unwrap();
-    let mut unaligned = DmaBuffer::alloc(100);
-    unaligned.as_mut_slice()[0] = 1;
-    assert_eq!(file.write_at(unaligned, 0).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    assert_eq!(file.write_at(DmaBuffer::alloc(ALIGNMENT), 7).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    file.fdatasync().await.unwrap();
-    for (offset, len) in [(0, 10), (1, 4095), (37, 9001), (4097, 512)] {
-        let read = file.read_at(ALIGNMENT as u64 + offset as u64, len).await.unwrap();
-        assert_eq!(read, data[offset..offset + len], "{offset} {len}");
+    file.write_at(&buffer, ALIGNMENT as u64).unwrap();
+    file.fdatasync().unwrap();
+    let unaligned = AlignedBuffer::zeroed(100);
+    assert_eq!(file.write_at(&unaligned, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(file.write_at(&buffer, 7).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    for file in [DirectFile::open(path).await.unwrap(), DirectFile::open_refused(path).await.unwrap()] {
+        for (offset, len) in [(0, 10), (1, 4095), (37, 9001), (4097, 512)] {
+            let read = file.read_at(ALIGNMENT as u64 + offset as u64, len).await.unwrap();
+            assert_eq!(read, data[offset..offset + len], "{offset} {len}");
+        }
+        assert_eq!(file.read_at(15 * ALIGNMENT as u64, 10 * ALIGNMENT).await.unwrap(), [0; ALIGNMENT][..]);
+        assert_eq!(file.read_at(99 * ALIGNMENT as u64, 10).await.unwrap(), b""[..]);
     }
-    file.truncate(2 * ALIGNMENT as u64).await.unwrap();
-    assert_eq!(file.read_at(ALIGNMENT as u64, 10 * ALIGNMENT).await.unwrap(), data[..ALIGNMENT]);
-    assert_eq!(file.read_at(99 * ALIGNMENT as u64, 10).await.unwrap(), b""[..]);
-    file.close().await.unwrap();
-    assert_eq!(fs::read(path).unwrap()[ALIGNMENT..], data[..ALIGNMENT]);
 }
 
 #[test]
-fn direct_files_write_aligned_and_read_anything() {
+fn log_files_write_aligned_and_direct_files_read_anything() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("log");
     on_a_shard(move || async move {
-        exercise_direct(DirectFile::create_new(&path).await.unwrap(), &path).await;
-        assert_eq!(DirectFile::create_new(&path).await.unwrap_err().raw_os_error(), Some(17)); // EEXIST
-        let refused = DirectFile::open_refused(&path).await.unwrap();
+        exercise_log(LogFile::create_new(&path).unwrap(), &path).await;
+        assert_eq!(LogFile::create_new(&path).unwrap_err().raw_os_error(), Some(17)); // EEXIST
+        let refused = LogFile::open_refused(&path).unwrap();
         assert!(!refused.is_direct());
-        exercise_direct(refused, &path).await;
-        exercise_direct(DirectFile::open(&path, OpenMode::ReadWrite).await.unwrap(), &path).await;
-        let missing = DirectFile::open(path.with_extension("missing"), OpenMode::Read).await;
-        assert_eq!(missing.unwrap_err().raw_os_error(), Some(2)); // ENOENT
+        exercise_log(refused, &path).await;
+        exercise_log(LogFile::open(&path).unwrap(), &path).await;
+        let missing = path.with_extension("missing");
+        assert_eq!(LogFile::open(&missing).unwrap_err().raw_os_error(), Some(2)); // ENOENT
+        assert_eq!(DirectFile::open(missing).await.unwrap_err().raw_os_error(), Some(2));
     });
 }
 
 #[test]
-fn direct_files_fall_back_on_tmpfs() {
+fn log_files_work_on_tmpfs() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
         return; // no tmpfs here
     };
     let path = dir.path().join("log");
-    on_a_shard(move || async move {
-        let file = DirectFile::create_new(&path).await.unwrap();
-        assert!(!file.is_direct());
-        exercise_direct(file, &path).await;
-    });
+    on_a_shard(move || async move { exercise_log(LogFile::create_new(&path).unwrap(), &path).await });
 }
 
 #[test]
 fn a_full_disk_is_recognisable() {
+    let full = LogFile::open_refused("/dev/full").unwrap();
+    let error = full.write_at(&AlignedBuffer::zeroed(ALIGNMENT), 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(28)); // ENOSPC
+}
+
+#[test]
+fn a_companion_wakes_a_shard_that_sleeps_and_one_that_is_busy() {
     on_a_shard(|| async {
-        let full = DirectFile::open_refused("/dev/full").await.unwrap();
-        let error = full.write_at(DmaBuffer::alloc(ALIGNMENT), 0).await.unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(28)); // ENOSPC
+        let companion = Companion::start("companion").unwrap();
+        let (go, wait) = mpsc::channel();
+        let answer = companion.run(move || wait.recv().map(|n: u32| n + 1));
+        let second = companion.run(|| 7);
+        go.send(41).unwrap();
+        // Asleep: nothing else is there to do.
+        assert_eq!(answer.await, Ok(42));
+        assert_eq!(second.await, 7);
+        // Busy: only yields, as a driver under load.
+        let done = Rc::new(Cell::new(0));
+        let (seen, call) = (done.clone(), companion.run(|| 9));
+        spawn_local(async move { seen.set(call.await) }).detach();
+        let begin = Instant::now();
+        while done.get() == 0 && begin.elapsed() < DEADLINE {
+            yield_now().await;
+        }
+        assert_eq!(done.get(), 9);
+        drop(companion.run(|| 1)); // given up, and done all the same
+        drop(companion);
     });
 }
 

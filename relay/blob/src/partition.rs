@@ -197,16 +197,10 @@ impl Partition {
         self.fail(failed);
     }
 
-    /// Answer to [`Effect::Write`].
-    pub fn written(&mut self, result: Result<(), Failure>) {
-        let failed = self.writer.written(result);
-        self.fail(failed);
-    }
-
-    /// Answer to [`Effect::Sync`].
-    pub fn synced(&mut self, result: Result<(), Failure>) {
+    /// Answer to [`Effect::Commit`].
+    pub fn committed(&mut self, result: Result<(), Failure>) {
         let order = (self.boot, self.writer.next_sequence() - 1); // one frame at a time: it was the last
-        match self.writer.synced(result) {
+        match self.writer.committed(result) {
             Ok(committed) => committed.into_iter().for_each(|done| self.commit(done, order)),
             Err(failed) => self.fail(failed),
         }

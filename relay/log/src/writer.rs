@@ -69,8 +69,8 @@ pub enum Effect {
         /// Whether the space reserved for removals may be used.
         reserve: bool,
     },
-    /// Write a frame. Answer: [`Writer::written`].
-    Write {
+    /// Write a frame, then `fdatasync` the segment. Answer: [`Writer::committed`].
+    Commit {
         /// Segment.
         segment: u32,
         /// Byte of the segment.
@@ -78,25 +78,12 @@ pub enum Effect {
         /// What.
         image: FrameImage,
     },
-    /// `fdatasync` the segment. Answer: [`Writer::synced`].
-    Sync {
-        /// Segment.
-        segment: u32,
-    },
 }
 
 #[derive(Debug)]
 struct Active {
     segment: u32,
     at: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flight {
-    None,
-    Writing,
-    Written,
-    Syncing,
 }
 
 /// Appends to one log. `T` identifies a record to the caller.
@@ -113,7 +100,7 @@ pub struct Writer<T> {
     reserve_wanted: bool,
     full: bool,
     failures: u32,
-    flight: Flight,
+    committing: bool,
     in_flight: Vec<(Record, T, Location)>,
     staged: VecDeque<Append<T>>,
     staged_bytes: usize,
@@ -135,7 +122,7 @@ impl<T> Writer<T> {
             reserve_wanted: false,
             full: false,
             failures: 0,
-            flight: Flight::None,
+            committing: false,
             in_flight: Vec::new(),
             staged: VecDeque::new(),
             staged_bytes: 0,
@@ -169,7 +156,7 @@ impl<T> Writer<T> {
 
     /// Number of the first frame that is not committed.
     pub fn committed_sequence(&self) -> u64 {
-        if self.flight == Flight::None { self.sequence } else { self.sequence - 1 }
+        self.sequence - u64::from(self.committing)
     }
 
     /// Number of the next segment to be made.
@@ -184,7 +171,7 @@ impl<T> Writer<T> {
 
     /// Whether nothing is staged or in flight.
     pub fn is_idle(&self) -> bool {
-        self.staged.is_empty() && self.flight == Flight::None
+        self.staged.is_empty() && !self.committing
     }
 
     /// Whether the log takes nothing more, after repeated failures.
@@ -209,18 +196,11 @@ impl<T> Writer<T> {
 
     /// The next thing to do; call until `None` after every input.
     pub fn poll(&mut self) -> Option<Effect> {
-        match self.flight {
-            Flight::Written => {
-                self.flight = Flight::Syncing;
-                let segment = self.active.as_ref().expect("a frame was written to it").segment;
-                return Some(Effect::Sync { segment });
-            }
-            Flight::None if !self.staged.is_empty() => {
-                if let Some(effect) = self.next_frame() {
-                    return Some(effect);
-                }
-            }
-            Flight::None | Flight::Writing | Flight::Syncing => {}
+        if !self.committing
+            && !self.staged.is_empty()
+            && let Some(effect) = self.next_frame()
+        {
+            return Some(effect);
         }
         self.prepare_ahead()
     }
@@ -248,26 +228,14 @@ impl<T> Writer<T> {
         }
     }
 
-    /// The frame of [`Effect::Write`] was written, or not.
-    #[must_use = "the callers of these records wait"]
-    pub fn written(&mut self, result: Result<(), Failure>) -> Vec<(Failure, Append<T>)> {
-        assert_eq!(self.flight, Flight::Writing, "only an answer to Write");
-        match result {
-            Ok(()) => {
-                self.flight = Flight::Written;
-                Vec::new()
-            }
-            Err(failure) => self.give_up_segment(failure),
-        }
-    }
-
-    /// The segment was synced: these records are on disk. Or not: `Err` has those that failed; the segment is not used again.
+    /// The frame of [`Effect::Commit`] is written and synced: these records are on disk. Or not: `Err` has those that failed;
+    /// the segment is not used again.
     #[expect(clippy::type_complexity, reason = "both sides are lists of the same kind of thing")]
-    pub fn synced(&mut self, result: Result<(), Failure>) -> Result<Vec<Committed<T>>, Vec<(Failure, Append<T>)>> {
-        assert_eq!(self.flight, Flight::Syncing, "only an answer to Sync");
+    pub fn committed(&mut self, result: Result<(), Failure>) -> Result<Vec<Committed<T>>, Vec<(Failure, Append<T>)>> {
+        assert!(self.committing, "only an answer to Commit");
+        self.committing = false;
         match result {
             Ok(()) => {
-                self.flight = Flight::None;
                 self.failures = 0;
                 let done = self.in_flight.drain(..);
                 Ok(done.map(|(record, ticket, location)| Committed { record, ticket, location }).collect())
@@ -278,7 +246,6 @@ impl<T> Writer<T> {
 
     /// What a failed sync leaves in the page cache is unknown, so nothing more goes to that segment.
     fn give_up_segment(&mut self, failure: Failure) -> Vec<(Failure, Append<T>)> {
-        self.flight = Flight::None;
         self.active = None;
         if failure == Failure::NoSpace {
             self.full = true;
@@ -346,8 +313,8 @@ impl<T> Writer<T> {
         self.sequence += 1;
         self.previous = image.checksum;
         active.at += image.length;
-        self.flight = Flight::Writing;
-        Some(Effect::Write { segment: place.identity.segment, offset: place.offset, image })
+        self.committing = true;
+        Some(Effect::Commit { segment: place.identity.segment, offset: place.offset, image })
     }
 
     fn prepare(&mut self) -> Option<Effect> {
@@ -393,10 +360,8 @@ mod tests {
     }
 
     fn commit(writer: &mut Writer<u32>) -> Vec<u32> {
-        assert!(matches!(writer.poll(), Some(Effect::Write { .. })));
-        assert!(writer.written(Ok(())).is_empty());
-        assert!(matches!(writer.poll(), Some(Effect::Sync { .. })));
-        writer.synced(Ok(())).unwrap().into_iter().map(|c| c.ticket).collect()
+        assert!(matches!(writer.poll(), Some(Effect::Commit { .. })));
+        writer.committed(Ok(())).unwrap().into_iter().map(|c| c.ticket).collect()
     }
 
     #[test]
@@ -404,13 +369,11 @@ mod tests {
         let mut writer = writer();
         prepare(&mut writer);
         append(&mut writer, 1, 10);
-        assert!(matches!(writer.poll(), Some(Effect::Write { segment: 2, offset: 4096, .. })));
+        assert!(matches!(writer.poll(), Some(Effect::Commit { segment: 2, offset: 4096, .. })));
         append(&mut writer, 2, 10);
         append(&mut writer, 3, 10);
-        assert!(writer.written(Ok(())).is_empty());
-        assert!(matches!(writer.poll(), Some(Effect::Sync { segment: 2 })));
-        assert!(!matches!(writer.poll(), Some(Effect::Write { .. })), "one frame at a time");
-        let done = writer.synced(Ok(())).unwrap();
+        assert!(!matches!(writer.poll(), Some(Effect::Commit { .. })), "one frame at a time");
+        let done = writer.committed(Ok(())).unwrap();
         assert_eq!(done.iter().map(|c| c.ticket).collect::<Vec<_>>(), [1]);
         assert_eq!(commit(&mut writer), [2, 3]);
         assert!(writer.is_idle());
@@ -426,11 +389,10 @@ mod tests {
             while let Some(effect) = writer.poll() {
                 match effect {
                     Effect::Prepare { segment, .. } => assert!(writer.prepared(segment, Ok(())).is_empty()),
-                    Effect::Write { segment, .. } => {
+                    Effect::Commit { segment, .. } => {
                         segments.push(segment);
-                        assert!(writer.written(Ok(())).is_empty());
+                        assert_eq!(writer.committed(Ok(())).unwrap().len(), 1);
                     }
-                    Effect::Sync { .. } => assert_eq!(writer.synced(Ok(())).unwrap().len(), 1),
                 }
             }
             assert_eq!(segments, [if ticket < 3 { 2 } else { 3 }]);
@@ -461,16 +423,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_sync_fails_its_records_and_leaves_the_segment() {
+    fn a_failed_commit_fails_its_records_and_leaves_the_segment() {
         let mut writer = writer();
         for round in 0..3 {
             prepare(&mut writer);
             append(&mut writer, round, 10);
-            let Some(Effect::Write { segment, .. }) = writer.poll() else { panic!() };
+            let Some(Effect::Commit { segment, .. }) = writer.poll() else { panic!() };
             assert_eq!(segment, 2 + round);
-            assert!(writer.written(Ok(())).is_empty());
-            assert!(matches!(writer.poll(), Some(Effect::Sync { .. })));
-            let failed = writer.synced(Err(Failure::Io)).unwrap_err();
+            let failed = writer.committed(Err(Failure::Io)).unwrap_err();
             assert_eq!(failed.len(), 1);
             assert_eq!(writer.active_segment(), None);
         }

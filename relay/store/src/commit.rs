@@ -4,14 +4,16 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use metanode_log::{BLOCK_BYTES, Effect, Failure, SegmentIdentity, format::FrameImage};
+use metanode_log::{Effect, Failure, SegmentIdentity, format::FrameImage};
 use metanode_shard::{
-    file::{DirectFile, DmaBuffer, OpenMode},
+    Companion,
+    file::{AlignedBuffer, LogFile},
     run_blocking, spawn_local, yield_now,
 };
 use tracing::{error, warn};
@@ -33,6 +35,9 @@ const FILL_PACE: Duration = Duration::from_millis(120);
 /// Part of the free space that a spare may take.
 const SPARE_SHARE: u64 = 16;
 
+/// Memory that is kept to lay out the next frame in: a frame of the usual target size fits.
+const BUFFER_BYTES_KEPT: usize = 4 << 20;
+
 /// The files of the log that this shard writes.
 #[derive(Debug)]
 pub(crate) struct LogFiles {
@@ -40,79 +45,55 @@ pub(crate) struct LogFiles {
     identity: SegmentIdentity, // its segment number is not used
     boot: u64,
     segment_bytes: u32,
-    active: RefCell<HashMap<u32, Rc<DirectFile>>>,
+    active: RefCell<HashMap<u32, Arc<LogFile>>>,
+    /// Writes and syncs frames.
+    companion: Companion,
+    buffer: RefCell<AlignedBuffer>,
     filling: Cell<bool>,
     prepared_at: Cell<Option<Instant>>,
 }
 
 impl LogFiles {
-    pub(crate) fn new(shared: &Shared, log: u16) -> Self {
-        Self {
+    pub(crate) fn new(shared: &Shared, log: u16) -> io::Result<Self> {
+        Ok(Self {
             store: shared.config.path.clone(),
             identity: SegmentIdentity { store: shared.store, log, segment: 0 },
             boot: shared.boot,
             segment_bytes: shared.segment_bytes,
             active: RefCell::default(),
+            companion: Companion::start(&format!("log-{log}"))?,
+            buffer: RefCell::default(),
             filling: Cell::new(false),
             prepared_at: Cell::new(None),
-        }
+        })
     }
 
     /// Makes a segment: from the spare, the reserve, or anew. Durable when it returns.
     async fn prepare(&self, segment: u32, reserve: bool) -> io::Result<()> {
-        let log = self.identity.log;
-        let path = segment_path(&self.store, log, segment);
-        let spare = if reserve { reserve_path(&self.store, log) } else { spare_path(&self.store, log) };
-        let (from, to) = (spare, path.clone());
-        let reused = run_blocking(move || match std::fs::rename(from, to) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        })
-        .await?;
-        if reserve && !reused {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let result = self.fill_in(segment, &path, reused).await;
-        if result.is_err() && !reserve {
-            // Nothing was acknowledged in it; a leftover would only be cleared by the next start.
-            let _ = run_blocking(move || std::fs::remove_file(path)).await;
-        }
-        result
-    }
-
-    async fn fill_in(&self, segment: u32, path: &std::path::Path, reused: bool) -> io::Result<()> {
-        let file = if reused {
-            DirectFile::open(path, OpenMode::ReadWrite).await?
-        } else {
-            let file = DirectFile::create_new(path).await?;
-            file.allocate(self.segment_bytes.into()).await?;
-            file
-        };
         let identity = SegmentIdentity { segment, ..self.identity };
-        let mut block = DmaBuffer::with_capacity(BLOCK_BYTES);
-        block.extend_from_slice(&identity.encode_header(self.boot));
-        file.write_at(block, 0).await?;
-        file.fdatasync().await?;
-        let folder = log_path(&self.store, self.identity.log);
-        run_blocking(move || sync_folder(&folder)).await?;
-        self.active.borrow_mut().insert(segment, Rc::new(file));
+        let (store, boot, bytes) = (self.store.clone(), self.boot, u64::from(self.segment_bytes));
+        let file = run_blocking(move || make_segment(&store, identity, boot, bytes, reserve)).await?;
+        self.active.borrow_mut().insert(segment, Arc::new(file));
         Ok(())
     }
 
-    async fn write(&self, segment: u32, offset: u32, image: &FrameImage) -> io::Result<()> {
-        let file = self.file(segment)?;
-        let mut buffer = DmaBuffer::with_capacity(image.length as usize);
-        image.for_each_piece(|piece| buffer.extend_from_slice(piece));
-        file.write_at(buffer, offset.into()).await
-    }
-
-    async fn sync(&self, segment: u32) -> io::Result<()> {
-        self.file(segment)?.fdatasync().await
-    }
-
-    fn file(&self, segment: u32) -> io::Result<Rc<DirectFile>> {
-        self.active.borrow().get(&segment).cloned().ok_or_else(|| io::Error::other("the segment is not open"))
+    /// Writes a frame and syncs it. With the time that the sync took.
+    async fn commit(&self, segment: u32, offset: u32, image: FrameImage) -> io::Result<Duration> {
+        let file = self.active.borrow().get(&segment).cloned();
+        let file = file.ok_or_else(|| io::Error::other("the segment is not open"))?;
+        let mut buffer = self.buffer.take();
+        let job = move || {
+            buffer.clear(BUFFER_BYTES_KEPT);
+            buffer.reserve(image.length as usize);
+            image.for_each_piece(|piece| buffer.extend_from_slice(piece));
+            let written = file.write_at(&buffer, offset.into());
+            let began = Instant::now();
+            let synced = written.and_then(|()| file.fdatasync());
+            (buffer, synced.map(|()| began.elapsed()))
+        };
+        let (buffer, result) = self.companion.run(job).await;
+        self.buffer.replace(buffer);
+        result
     }
 
     /// Closes segments that are full: frames go to `active` and later ones only.
@@ -127,39 +108,75 @@ impl LogFiles {
         let (spare, filling) = (spare_path(&self.store, log), filling_path(&self.store, log));
         let (store, bytes) = (self.store.clone(), u64::from(self.segment_bytes));
         let (exists, new) = (spare.clone(), filling.clone());
-        let wanted = run_blocking(move || -> io::Result<bool> {
-            let disk = rustix::fs::statvfs(&store)?;
-            let room = disk.f_bavail * disk.f_frsize / SPARE_SHARE > bytes;
-            match std::fs::remove_file(new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            Ok(room && !exists.exists())
-        })
-        .await?;
-        if !wanted {
+        let begun = run_blocking(move || begin_spare(&store, &exists, &new, bytes)).await?;
+        let Some(file) = begun.map(Arc::new) else {
             return Ok(());
-        }
-        let file = DirectFile::create_new(&filling).await?;
-        if !file.is_direct() {
-            drop(file); // written through the page cache, zeros would be no better than allocated blocks
-            return run_blocking(move || std::fs::remove_file(filling)).await;
-        }
-        file.allocate(bytes).await?;
+        };
+        let mut zeros = AlignedBuffer::zeroed(FILL_BYTES);
         let mut at = 0;
         while at < bytes {
             if closing.get() {
-                drop(file);
                 return run_blocking(move || std::fs::remove_file(filling)).await;
             }
-            let length = FILL_BYTES.min((bytes - at) as usize);
-            file.write_at(DmaBuffer::alloc(length), at).await?;
-            at += length as u64;
+            // Piece by piece: the blocking thread has other callers.
+            zeros.truncate((bytes - at) as usize);
+            let file = file.clone();
+            zeros = run_blocking(move || file.write_at(&zeros, at).map(|()| zeros)).await?;
+            at += zeros.as_slice().len() as u64;
         }
-        file.fdatasync().await?;
-        file.close().await?;
-        run_blocking(move || std::fs::rename(filling, spare)).await
+        run_blocking(move || file.fdatasync().and_then(|()| std::fs::rename(filling, spare))).await
     }
+}
+
+fn make_segment(store: &Path, identity: SegmentIdentity, boot: u64, bytes: u64, reserve: bool) -> io::Result<LogFile> {
+    let log = identity.log;
+    let path = segment_path(store, log, identity.segment);
+    let spare = if reserve { reserve_path(store, log) } else { spare_path(store, log) };
+    let reused = match std::fs::rename(spare, &path) {
+        Ok(()) => true,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) if reserve => return Err(io::ErrorKind::StorageFull.into()),
+        Err(_) => false,
+    };
+    let make = || {
+        let file = if reused { LogFile::open(&path)? } else { LogFile::create_new(&path)? };
+        if !reused {
+            file.allocate(bytes)?;
+        }
+        let mut header = AlignedBuffer::default();
+        header.extend_from_slice(&identity.encode_header(boot));
+        file.write_at(&header, 0)?;
+        file.fdatasync()?;
+        sync_folder(&log_path(store, log))?;
+        Ok(file)
+    };
+    let result = make();
+    if result.is_err() && !reserve {
+        // Nothing was acknowledged in it; a leftover would only be cleared by the next start.
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+/// The file for a spare, unless none is wanted now.
+fn begin_spare(store: &Path, spare: &Path, filling: &Path, bytes: u64) -> io::Result<Option<LogFile>> {
+    match std::fs::remove_file(filling) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let disk = rustix::fs::statvfs(store)?;
+    let room = disk.f_bavail * disk.f_frsize / SPARE_SHARE > bytes;
+    if !room || spare.exists() {
+        return Ok(None);
+    }
+    let file = LogFile::create_new(filling)?;
+    if !file.is_direct() {
+        // Written through the page cache, zeros would be no better than allocated blocks.
+        std::fs::remove_file(filling)?;
+        return Ok(None);
+    }
+    file.allocate(bytes)?;
+    Ok(Some(file))
 }
 
 /// Performs the log's effects until the store is closed.
@@ -171,23 +188,18 @@ pub(crate) async fn run(inner: Rc<Inner>) {
                 let inner = inner.clone();
                 spawn_local(async move { prepare(inner, segment, reserve).await }).detach();
             }
-            Some(Effect::Write { segment, offset, image }) => {
-                let records = image.payloads.len() as u64;
-                let result = inner.log.write(segment, offset, &image).await;
+            Some(Effect::Commit { segment, offset, image }) => {
+                let (records, bytes) = (image.payloads.len() as u64, image.length);
+                let result = inner.log.commit(segment, offset, image).await;
                 inner.counters.frames.increment();
                 inner.counters.records.add(records);
-                inner.counters.written_bytes.add(image.length.into());
-                let result = result.map_err(|error| report(&inner, "write", segment, &error));
-                inner.partition.borrow_mut().written(result);
-                inner.dispatch();
-            }
-            Some(Effect::Sync { segment }) => {
-                let started = Instant::now();
-                let result = inner.log.sync(segment).await;
+                inner.counters.written_bytes.add(bytes.into());
                 inner.counters.syncs.increment();
-                inner.counters.sync_duration.record(started.elapsed());
-                let result = result.map_err(|error| report(&inner, "fdatasync", segment, &error));
-                inner.partition.borrow_mut().synced(result);
+                if let Ok(duration) = &result {
+                    inner.counters.sync_duration.record(*duration);
+                }
+                let result = result.map(drop).map_err(|error| report(&inner, "commit", segment, &error));
+                inner.partition.borrow_mut().committed(result);
                 inner.dispatch();
                 inner.log.close_before(segment);
             }

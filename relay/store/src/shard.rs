@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Source, Token, tag_key};
+use metanode_crypto::HashBatcher;
 use metanode_log::Location;
 use metanode_shard::spawn_local;
 use metanode_types::{BlobKind, DurabilityClass, Hash, ShardCount, ShardId, TagName};
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) log: LogFiles,
     pub(crate) files: Files,
     pub(crate) cache: Cache,
+    hashes: HashBatcher,
     pub(crate) counters: Arc<StoreCounters>,
     /// The log has something to do.
     pub(crate) work: Notify,
@@ -73,12 +75,14 @@ impl Store {
         let partition = shared
             .take_partition(shard)
             .ok_or(OpenError::Damaged { path: shared.config.path.clone(), what: "this partition is in use" })?;
+        let log = LogFiles::new(&shared, shard.0).map_err(OpenError::io(&shared.config.path))?;
         let shards = shared.config.shards;
         let inner = Rc::new(Inner {
             partition: RefCell::new(partition),
-            log: LogFiles::new(&shared, shard.0),
+            log,
             files: Files::new(shared.config.path.clone()),
             cache: Cache::new(shared.config.cache_bytes_max / u64::from(shards.get())),
+            hashes: HashBatcher::default(),
             counters: shared.counters[shard.index()].clone(),
             work: Notify::default(),
             idle: Notify::default(),
@@ -135,7 +139,7 @@ impl Store {
         if bytes.len() > WHOLE_BYTES_MAX {
             return Err(StoreError::TooLarge);
         }
-        if metanode_crypto::hash(&bytes) != hash {
+        if self.0.hashes.hash(&bytes).await != hash {
             return Err(StoreError::HashMismatch);
         }
         self.put_verified(hash, bytes, options).await
@@ -549,7 +553,7 @@ impl Inner {
             }
             Err(error) => return Err(StoreError::Storage(error.to_string())),
         };
-        if metanode_crypto::hash(&bytes) == *name {
+        if self.hashes.hash(&bytes).await == *name {
             return Ok(Some(bytes));
         }
         if let Ok(bytes) = self.files.read_again(location).await

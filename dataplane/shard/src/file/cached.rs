@@ -63,7 +63,23 @@ impl CachedFile {
         Ok(buffer.into())
     }
 
-    /// The bytes, if all of them lie in the page cache; `None` when a read would wait, or the file ends before.
+    /// Whether the page cache has all of these bytes; `false` where the kernel can't tell (before Linux 6.5).
+    pub fn is_resident(&self, offset: u64, len: u64) -> bool {
+        const PAGE_BYTES: u64 = 4096;
+        const SYS_CACHESTAT: libc::c_long = 451; // on every architecture that Rust runs on; not in `libc` yet
+        // `struct cachestat_range` and `struct cachestat` of `include/uapi/linux/mman.h`.
+        let range = [offset, len];
+        let mut counts = [0u64; 5]; // cached, dirty, in writeback, evicted, recently evicted
+        let fd = self.0.as_raw_fd();
+        // There is no safe interface to this call.
+        // SAFETY: the kernel reads two words and writes five, which both places have; the descriptor is open.
+        let result = unsafe { libc::syscall(SYS_CACHESTAT, fd, &raw const range, &raw mut counts, 0) };
+        let pages = (offset + len).div_ceil(PAGE_BYTES) - offset / PAGE_BYTES;
+        result == 0 && counts[0] >= pages
+    }
+
+    /// The bytes, if all of them lie in the page cache; `None` when a read would wait, or the file ends before. Without them, the
+    /// kernel begins to read ahead.
     pub fn try_read_at(&self, offset: u64, len: usize) -> io::Result<Option<Bytes>> {
         let mut buffer = Vec::with_capacity(len);
         while buffer.len() < len {

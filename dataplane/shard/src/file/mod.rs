@@ -1,6 +1,7 @@
 //! Files of a shard.
 //!
-//! * [`DirectFile`]: O_DIRECT, for logs that are written once in large aligned pieces and synced;
+//! * [`LogFile`]: O_DIRECT, written in large aligned pieces and synced by plain system calls on a thread that may wait;
+//! * [`DirectFile`]: reads past the page cache, for what is cached in another form;
 //! * [`CachedFile`]: reads through the page cache, without a trip through io_uring when the pages are there;
 //! * everything else (rename, unlink, a folder's fsync, statvfs) is a system call in [`run_blocking`](crate::run_blocking).
 //!
@@ -8,8 +9,8 @@
 
 mod cached;
 mod direct;
-mod dma;
+mod log;
 
 pub use cached::{Access, CachedFile};
-pub use direct::{DirectFile, OpenMode};
-pub use dma::{ALIGNMENT, DmaBuffer};
+pub use direct::DirectFile;
+pub use log::{ALIGNMENT, AlignedBuffer, DirectReader, LogFile};

@@ -52,14 +52,11 @@ impl Bench {
                 self.disk.insert(segment, identity(segment).encode_header(self.partition.boot()));
                 self.partition.prepared(segment, Ok(()));
             }
-            Some(Effect::Write { segment, offset, image }) => {
+            Some(Effect::Commit { segment, offset, image }) => {
                 let file = self.disk.get_mut(&segment).unwrap();
                 file.resize((offset + image.length) as usize, 0);
                 image.copy_to(&mut file[offset as usize..]);
-                self.partition.written(Ok(()));
-            }
-            Some(Effect::Sync { .. }) => {
-                self.partition.synced(Ok(()));
+                self.partition.committed(Ok(()));
             }
         }
         self.collect();
@@ -172,9 +169,9 @@ fn a_durable_put_is_answered_after_the_sync_and_survives_a_restart() {
     let mut bench = Bench::new(1, 0, BTreeMap::new());
     let token = bench.submit(put(b"hello", DURABLE));
     assert!(bench.step(), "prepare");
-    assert!(bench.step(), "write");
-    assert!(!bench.ended.contains_key(&token), "written is not durable");
-    assert!(bench.step(), "sync");
+    bench.collect();
+    assert!(!bench.ended.contains_key(&token), "staged is not durable");
+    assert!(bench.step(), "commit");
     assert_eq!(bench.ended[&token], Ok(NEW));
     let bench = bench.restart();
     assert_eq!(bench.get(hash_of(b"hello")).unwrap(), b"hello");
@@ -344,8 +341,8 @@ fn the_index_cap_refuses_and_failures_answer_everybody() {
     bench.partition.entries_max = 100;
     let first = bench.submit(put(b"c", DURABLE));
     let second = bench.submit(put(b"c", DURABLE));
-    assert!(matches!(bench.partition.poll(), Some(Effect::Write { .. })));
-    bench.partition.written(Err(Failure::Io));
+    assert!(matches!(bench.partition.poll(), Some(Effect::Commit { .. })));
+    bench.partition.committed(Err(Failure::Io));
     bench.collect();
     assert_eq!(bench.ended[&first], Err(OpError::Log(Failure::Io)));
     bench.run();
