@@ -10,6 +10,7 @@ mod bulk;
 mod connections;
 mod crash;
 mod data;
+mod file;
 mod measure;
 mod node;
 mod quickload;
@@ -45,6 +46,8 @@ enum Scenario {
     Small(Small),
     /// One large blob: durable put, get warm and cold, and what the disk can do without a node
     Bulk(Bulk),
+    /// One large file in and out through the command line, compared, with the peak memory of each process
+    File(FileOptions),
     /// Idle connections: memory of the node for each, handshakes a second, latency of others meanwhile
     Connections(Connections),
     /// Kill the node again and again under load; check what it had acknowledged
@@ -91,6 +94,15 @@ struct Bulk {
     common: Common,
     /// Size of the blob
     #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=4 << 30))]
+    bytes: u64,
+}
+
+#[derive(Args)]
+struct FileOptions {
+    #[command(flatten)]
+    common: Common,
+    /// Size of the file
+    #[arg(long, default_value_t = 5 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     bytes: u64,
 }
 
@@ -151,6 +163,7 @@ impl Scenario {
         match self {
             Self::Small(Small { common, .. })
             | Self::Bulk(Bulk { common, .. })
+            | Self::File(FileOptions { common, .. })
             | Self::Connections(Connections { common, .. })
             | Self::Crash(Crash { common, .. })
             | Self::Quickload(Quickload { common, .. }) => common,
@@ -197,6 +210,7 @@ async fn perform(scenario: &Scenario) -> Result<(Report, ExitCode)> {
     match scenario {
         Scenario::Small(options) => Ok((small::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Bulk(options) => Ok((bulk::run(options).await?, ExitCode::SUCCESS)),
+        Scenario::File(options) => Ok((file::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Connections(options) => Ok((connections::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Crash(options) => crash::run(options).await,
         Scenario::Quickload(options) => Ok((quickload::run(options).await?, ExitCode::SUCCESS)),

@@ -8,7 +8,7 @@ use metanode_types::Hash;
 use crate::shard::Inner;
 
 /// Leases of one connection at most: the largest folder has as many files, and this is 32 MB. Further PUTs without hold are `Busy`.
-pub(crate) const LEASES_MAX: usize = metanode_types::limits::MANIFEST_ENTRIES_MAX;
+const LEASES_MAX: usize = metanode_types::limits::MANIFEST_ENTRIES_MAX;
 
 /// Leases of one connection: blobs that were put without hold live while this does, and longer when a folder or a tag refers to
 /// them by then.
@@ -32,6 +32,11 @@ impl Leases {
         self.0.hashes.borrow_mut().push(hash);
     }
 
+    /// Whether another one may be added.
+    pub(crate) fn has_room(&self) -> bool {
+        self.len() < LEASES_MAX
+    }
+
     /// Leases held.
     pub fn len(&self) -> usize {
         self.0.hashes.borrow().len()
@@ -48,5 +53,21 @@ impl Drop for LeaseSet {
         if let Some(store) = self.store.upgrade() {
             store.release_leases(self.hashes.take());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_has_room_for_a_million() {
+        let leases = Leases::new(Weak::new());
+        for _ in 0..LEASES_MAX {
+            assert!(leases.has_room());
+            leases.add(Hash([0; 32]));
+        }
+        assert!(!leases.has_room());
+        assert!(!leases.clone().has_room(), "clones are the same set");
     }
 }

@@ -33,6 +33,8 @@ mod read;
 mod recover;
 mod release;
 mod request;
+mod route;
+mod serve;
 mod shard;
 
 pub use counters::StoreCounters;

@@ -1,4 +1,4 @@
-//! A shard's store: requests, and the way they take to the owner of their key.
+//! A shard's store: what its users may ask, and what its parts share.
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,11 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Source, Token, tag_key};
+use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Token, tag_key};
 use metanode_crypto::HashBatcher;
-use metanode_log::Location;
 use metanode_shard::spawn_local;
-use metanode_types::{BlobKind, DurabilityClass, Hash, ShardCount, ShardId, TagName};
+use metanode_types::{BlobKind, Hash, ShardCount, ShardId, TagName};
 use rustc_hash::FxHashMap;
 use tracing::{error, warn};
 
@@ -23,12 +22,12 @@ use crate::{
     commit::{self, LogFiles},
     compact,
     files::Files,
-    leases::LEASES_MAX,
     local::{Notify, Slot},
     open::Shared,
     read::BlobReader,
     release,
-    request::{Notice, Packet, Reply, Request, by_owner},
+    request::{Reply, Request, by_owner},
+    route,
 };
 
 /// One per shard. Cheap to clone; not `Send`.
@@ -43,7 +42,7 @@ pub(crate) struct Inner {
     pub(crate) log: LogFiles,
     pub(crate) files: Files,
     pub(crate) cache: Cache,
-    hashes: HashBatcher,
+    pub(crate) hashes: HashBatcher,
     pub(crate) counters: Arc<StoreCounters>,
     /// The log has something to do.
     pub(crate) work: Notify,
@@ -56,10 +55,10 @@ pub(crate) struct Inner {
     background: Cell<u32>,
     /// A checkpoint is being written.
     pub(crate) checkpointing: Cell<bool>,
-    port: StorePort,
+    pub(crate) port: StorePort,
     next: Cell<u64>,
-    ops: RefCell<FxHashMap<Token, Slot<Result<Outcome, OpError>>>>,
-    replies: RefCell<FxHashMap<u64, Slot<Reply>>>,
+    pub(crate) ops: RefCell<FxHashMap<Token, Slot<Result<Outcome, OpError>>>>,
+    pub(crate) replies: RefCell<FxHashMap<u64, Slot<Reply>>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -99,7 +98,7 @@ impl Store {
             shards,
         });
         spawn_local(commit::run(inner.clone())).detach();
-        spawn_local(receive(inner.clone())).detach();
+        spawn_local(route::receive(inner.clone())).detach();
         spawn_local(compact::run(inner.clone())).detach();
         spawn_local(checkpoint::run(inner.clone())).detach();
         inner.dispatch(); // what recovery staged
@@ -314,35 +313,10 @@ impl Inner {
         ShardId::owner_of(key, self.shards)
     }
 
-    fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         let number = self.next.get();
         self.next.set(number + 1);
         number
-    }
-
-    /// Asks a shard, which may be this one.
-    pub(crate) async fn request(self: &Rc<Self>, to: ShardId, request: Request) -> Result<Reply, StoreError> {
-        if to == self.shard {
-            return Ok(self.serve(request).await);
-        }
-        self.counters.mesh_requests.increment();
-        let (number, slot) = (self.number(), Slot::new());
-        self.replies.borrow_mut().insert(number, slot.clone());
-        if self.port.0.send(to, Packet::Request(number, request)).await.is_err() {
-            self.replies.borrow_mut().remove(&number);
-            return Err(StoreError::ShuttingDown);
-        }
-        Ok(slot.wait().await)
-    }
-
-    pub(crate) async fn op(self: &Rc<Self>, to: ShardId, op: Op) -> Result<Outcome, StoreError> {
-        if self.closing.get() {
-            return Err(StoreError::ShuttingDown);
-        }
-        match self.request(to, Request::Op(op)).await? {
-            Reply::Op(result) => Ok(result?),
-            other => Err(wrong(&other)),
-        }
     }
 
     /// A PUT of a root. Its lease is noted even when the caller has stopped waiting, so it runs by itself.
@@ -355,7 +329,7 @@ impl Inner {
         let owner = self.owner(&hash);
         let outcome = match options.leases.clone().filter(|_| !options.hold) {
             None => self.op(owner, op).await?,
-            Some(leases) if leases.len() >= LEASES_MAX => return Err(StoreError::Busy),
+            Some(leases) if !leases.has_room() => return Err(StoreError::Busy),
             Some(leases) => {
                 let (inner, slot) = (self.clone(), Slot::new());
                 let done = slot.clone();
@@ -413,10 +387,8 @@ impl Inner {
         Background(self.clone())
     }
 
-    // ---- the partition
-
     /// Gives an operation to this shard's partition.
-    async fn submit(self: &Rc<Self>, op: Op) -> Result<Outcome, OpError> {
+    pub(crate) async fn submit(self: &Rc<Self>, op: Op) -> Result<Outcome, OpError> {
         let (token, slot) = (self.number(), Slot::new());
         self.ops.borrow_mut().insert(token, slot.clone());
         self.partition.borrow_mut().submit(token, op);
@@ -449,254 +421,6 @@ impl Inner {
         }
         self.work.notify();
     }
-
-    /// Answers a request for keys of this shard.
-    async fn serve(self: &Rc<Self>, request: Request) -> Reply {
-        match request {
-            Request::Op(op) => Reply::Op(self.submit(op).await),
-            Request::Get(hash) => Reply::Get(self.serve_get(hash).await),
-            Request::Chunk(name) => Reply::Chunk(self.chunk(&name).await),
-            Request::Pin(hash) => Reply::Pin(self.serve_pin(hash).await),
-            Request::Stat(hash) => Reply::Stat(self.serve_stat(&hash).await),
-            Request::Tag(name) => Reply::Tag(self.partition.borrow().tag(&name).ok_or(StoreError::NotFound)),
-            Request::Blobs(after, count) => {
-                let roots = self.partition.borrow().roots_page(after.as_ref(), count);
-                let line = |(hash, root): (Hash, metanode_blob::partition::RootEntry)| BlobLine {
-                    hash,
-                    size_bytes: root.size_bytes,
-                    kind: root.kind(),
-                    held: root.is_held(),
-                    references: root.references,
-                };
-                Reply::Blobs(roots.into_iter().map(line).collect())
-            }
-            Request::Tags(after, count) => {
-                let tags = self.partition.borrow().tags_page(after.as_ref(), count);
-                Reply::Tags(tags.into_iter().map(|(name, hash)| TagLine { name, hash }).collect())
-            }
-            Request::Refer(hashes) => Reply::Refer(self.serve_refer(hashes).await),
-            Request::Live(segments) => {
-                let partition = self.partition.borrow();
-                Reply::Live(segments.into_iter().map(|(log, segment)| partition.live(log, segment)).collect())
-            }
-            Request::Move(records) => Reply::Move(self.serve_move(records).await),
-        }
-    }
-
-    async fn serve_get(self: &Rc<Self>, hash: Hash) -> Result<Fetched, StoreError> {
-        if let Some(bytes) = self.cache.get(&hash) {
-            self.counters.cache_hits.increment();
-            return Ok(Fetched::Whole(bytes));
-        }
-        self.counters.cache_misses.increment();
-        if self.partition.borrow().blob(&hash).is_none() {
-            self.settled(&hash).await;
-        }
-        for _ in 0..READ_ATTEMPTS {
-            let (size_bytes, source) = self.partition.borrow().blob(&hash).ok_or(StoreError::NotFound)?;
-            let location = match source {
-                None => return Ok(Fetched::Large { size_bytes }),
-                Some(Source::Bytes(bytes)) => return Ok(Fetched::Whole(bytes)),
-                Some(Source::Corrupt) => return Err(StoreError::Corrupt),
-                Some(Source::Log(location)) => location,
-            };
-            if let Some(bytes) = self.read_verified(&hash, location).await? {
-                if self.partition.borrow().root(&hash).is_some() {
-                    self.cache.insert(hash, bytes.clone());
-                }
-                return Ok(Fetched::Whole(bytes));
-            }
-        }
-        Err(StoreError::Corrupt)
-    }
-
-    /// A root that was acknowledged in memory, or is about to be on disk, is there once its record is.
-    async fn settled(self: &Rc<Self>, hash: &Hash) {
-        let waits = {
-            let partition = self.partition.borrow();
-            partition.root(hash).is_none() && partition.is_pending(hash)
-        };
-        if waits {
-            // Whether the record got there is asked next.
-            _ = self.submit(Op::Settle { hash: *hash }).await;
-        }
-    }
-
-    /// A chunk of this shard, verified.
-    pub(crate) async fn chunk(self: &Rc<Self>, name: &Hash) -> Result<Bytes, StoreError> {
-        for _ in 0..READ_ATTEMPTS {
-            let source = self.partition.borrow().chunk(name);
-            match source {
-                Source::Bytes(bytes) => return Ok(bytes),
-                Source::Corrupt => return Err(StoreError::Corrupt),
-                Source::Log(location) => {
-                    if let Some(bytes) = self.read_verified(name, location).await? {
-                        return Ok(bytes);
-                    }
-                }
-            }
-        }
-        Err(StoreError::Corrupt)
-    }
-
-    /// Reads what must have the hash `name`. `None`: it is not there, perhaps because it has moved; look again.
-    async fn read_verified(&self, name: &Hash, location: Location) -> Result<Option<Bytes>, StoreError> {
-        self.counters.reads.increment();
-        self.counters.read_bytes.add(location.length.into());
-        let bytes = match self.files.read(location).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if matches!(self.partition.borrow().chunk(name), Source::Log(now) if now == location) {
-                    return Err(self.corrupt(name, location, "its segment is missing"));
-                }
-                return Ok(None); // compaction has moved it
-            }
-            Err(error) => return Err(StoreError::Storage(error.to_string())),
-        };
-        if self.hashes.hash(&bytes).await == *name {
-            return Ok(Some(bytes));
-        }
-        if let Ok(bytes) = self.files.read_again(location).await
-            && metanode_crypto::hash(&bytes) == *name
-        {
-            return Ok(Some(bytes));
-        }
-        if matches!(self.partition.borrow().chunk(name), Source::Log(now) if now == location) {
-            return Err(self.corrupt(name, location, "it does not have its hash"));
-        }
-        Ok(None)
-    }
-
-    fn corrupt(&self, name: &Hash, location: Location, what: &str) -> StoreError {
-        self.counters.corrupt_reads.increment();
-        warn!(chunk = %name, ?location, "the copy of a chunk is corrupt: {what}; the next PUT replaces it");
-        self.partition.borrow_mut().mark_corrupt(name, location);
-        StoreError::Corrupt
-    }
-
-    async fn serve_pin(
-        self: &Rc<Self>,
-        hash: Hash,
-    ) -> Result<(metanode_blob::partition::RootEntry, Bytes), StoreError> {
-        self.settled(&hash).await;
-        let root = self.partition.borrow_mut().pin(hash).ok_or(StoreError::NotFound)?;
-        if root.is_whole() {
-            return Ok((root, Bytes::new()));
-        }
-        match self.root_payload(&hash, root.location).await {
-            Ok(payload) => Ok((root, payload)),
-            Err(error) => {
-                self.notice_here(Notice::Unpin(hash));
-                Err(error)
-            }
-        }
-    }
-
-    /// The payload of a larger blob's root record.
-    pub(crate) async fn root_payload(&self, hash: &Hash, mut location: Location) -> Result<Bytes, StoreError> {
-        for _ in 0..READ_ATTEMPTS {
-            match self.files.read(location).await {
-                Ok(bytes) if bytes.len() == location.length as usize => return Ok(bytes),
-                Ok(_) => return Err(StoreError::Corrupt),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    location = self.partition.borrow().root(hash).ok_or(StoreError::NotFound)?.location;
-                }
-                Err(error) => return Err(StoreError::Storage(error.to_string())),
-            }
-        }
-        Err(StoreError::Corrupt)
-    }
-
-    async fn serve_stat(self: &Rc<Self>, hash: &Hash) -> Result<BlobStat, StoreError> {
-        self.settled(hash).await;
-        let partition = self.partition.borrow();
-        let root = partition.root(hash).ok_or(StoreError::NotFound)?;
-        Ok(BlobStat {
-            size_bytes: root.size_bytes,
-            kind: root.kind(),
-            class: DurabilityClass::Durable, // its record is on disk, whatever its PUT asked for
-            held: root.is_held(),
-            references: root.references,
-        })
-    }
-
-    async fn serve_refer(self: &Rc<Self>, hashes: Vec<Hash>) -> Result<(), Hash> {
-        for (done, hash) in hashes.iter().enumerate() {
-            if self.submit(Op::Refer { hash: *hash }).await.is_err() {
-                self.notice_here(Notice::ReleaseRoots(hashes[..done].to_vec()));
-                return Err(*hash);
-            }
-        }
-        Ok(())
-    }
-
-    async fn serve_move(
-        self: &Rc<Self>,
-        records: Vec<(metanode_log::format::RecordHead, Bytes, bool)>,
-    ) -> Result<(), StoreError> {
-        let slots: Vec<_> = records
-            .into_iter()
-            .map(|(head, payload, droppable)| {
-                let (token, slot) = (self.number(), Slot::new());
-                self.ops.borrow_mut().insert(token, slot.clone());
-                self.counters.moved_bytes.add(payload.len() as u64);
-                self.partition.borrow_mut().submit(token, Op::Move { head, payload, droppable });
-                slot
-            })
-            .collect();
-        self.dispatch();
-        let mut result = Ok(());
-        for slot in slots {
-            result = result.and(slot.wait().await.map(|_| ()).map_err(StoreError::from));
-        }
-        result
-    }
-
-    // ---- notices
-
-    fn notice_here(self: &Rc<Self>, notice: Notice) {
-        {
-            let mut partition = self.partition.borrow_mut();
-            match notice {
-                Notice::Unpin(hash) => partition.unpin(hash),
-                Notice::ReleaseChunks(names) => names.iter().for_each(|name| partition.release_chunk(name)),
-                Notice::ReleaseRoots(hashes) => hashes.iter().for_each(|hash| partition.release_root(hash)),
-                Notice::ReleaseLeases(hashes) => hashes.iter().for_each(|hash| partition.release_lease(hash)),
-                Notice::Forget(log, segment) => self.files.forget(log, segment),
-                Notice::SpaceFreed => partition.space_freed(),
-            }
-        }
-        self.dispatch();
-    }
-
-    /// Tells a shard, which may be this one.
-    pub(crate) fn notice(self: &Rc<Self>, to: ShardId, notice: Notice) {
-        if to == self.shard {
-            return self.notice_here(notice);
-        }
-        if let Err(packet) = self.port.0.try_send(to, Packet::Notice(notice)) {
-            let inner = self.clone();
-            spawn_local(async move { _ = inner.port.0.send(to, packet).await }).detach();
-        }
-    }
-
-    pub(crate) fn release_roots(self: &Rc<Self>, hashes: Vec<Hash>) {
-        for (owner, group) in by_owner(hashes, self.shards) {
-            self.notice(owner, Notice::ReleaseRoots(group));
-        }
-    }
-
-    pub(crate) fn release_chunks(self: &Rc<Self>, names: Vec<Hash>) {
-        for (owner, group) in by_owner(names, self.shards) {
-            self.notice(owner, Notice::ReleaseChunks(group));
-        }
-    }
-
-    pub(crate) fn release_leases(self: &Rc<Self>, hashes: Vec<Hash>) {
-        for (owner, group) in by_owner(hashes, self.shards) {
-            self.notice(owner, Notice::ReleaseLeases(group));
-        }
-    }
 }
 
 /// Work in progress; see [`Inner::in_background`].
@@ -706,32 +430,5 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.0.background.set(self.0.background.get() - 1);
         self.0.idle.notify();
-    }
-}
-
-/// A payload may move between the look at the index and the read; twice in a row is beyond what compaction does.
-const READ_ATTEMPTS: usize = 3;
-
-/// Takes what other shards send.
-async fn receive(inner: Rc<Inner>) {
-    loop {
-        let (from, packet) = inner.port.0.recv().await;
-        match packet {
-            Packet::Request(number, request) => {
-                let inner = inner.clone();
-                spawn_local(async move {
-                    let reply = inner.serve(request).await;
-                    _ = inner.port.0.send(from, Packet::Reply(number, reply)).await;
-                })
-                .detach();
-            }
-            Packet::Reply(number, reply) => {
-                let slot = inner.replies.borrow_mut().remove(&number);
-                if let Some(slot) = slot {
-                    slot.set(reply);
-                }
-            }
-            Packet::Notice(notice) => inner.notice_here(notice),
-        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_blob::tree::SliceDecoder;
-use metanode_shard::{ShardsConfig, sleep, start};
+use metanode_shard::{ShardsConfig, sleep, start, timeout};
 use metanode_store::{Fetched, PutOptions, Store, StoreConfig, StoreError, StoreShared, mesh};
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, ShardCount, TagName};
 use metanode_wire::{Entry, EntryKind, Manifest};
@@ -316,4 +316,42 @@ fn concurrent_puts_of_many_blobs_share_frames() {
         let counters = store.counters();
         assert!(counters.frames.value() < 100, "{} frames", counters.frames.value());
     });
+}
+
+#[test]
+fn closing_under_load_ends_and_keeps_what_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let stored = acknowledged.clone();
+        with_store(folder.path(), 1, move |store| async move {
+            let puts: Vec<_> = (0..400)
+                .map(|i| {
+                    let store = store.clone();
+                    let bytes = data(20_000, 1_000_000 * round + i);
+                    metanode_shard::spawn_local(async move {
+                        let hash = metanode_crypto::hash(&bytes);
+                        store.put(hash, bytes, HELD).await.map(|_| hash)
+                    })
+                })
+                .collect();
+            sleep(Duration::from_millis(2 * round)).await; // some are staged, some on their way, a spare is being filled
+            timeout(Duration::from_secs(60), store.shutdown()).await.expect("the store closes").unwrap();
+            for put in puts {
+                match put.await {
+                    Ok(hash) => stored.lock().unwrap().push(hash),
+                    Err(error) => assert_eq!(error, StoreError::ShuttingDown),
+                }
+            }
+            let late = data(100, round);
+            let late = store.put(metanode_crypto::hash(&late), late, HELD).await;
+            assert_eq!(late, Err(StoreError::ShuttingDown));
+        });
+        let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
+        with_store(folder.path(), 1, |store| async move {
+            for hash in acknowledged {
+                assert!(matches!(store.get(hash).await, Ok(Fetched::Whole(_))), "{hash} was acknowledged");
+            }
+        });
+    }
 }

@@ -16,8 +16,8 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    crash::build_release,
     floors::{self, Figures},
+    load::build_release,
     preflight,
     process::{self, cargo, root, stdout_within, target, text},
 };

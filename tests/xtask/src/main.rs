@@ -3,15 +3,15 @@
 //! * [`tidy`]: the rules of the workspace (layers, who may name which crate, `unsafe`, sources, documents), each with its reason.
 //! * [`test`](mod@test) and [`ci`]: the tests, and everything that must hold before a commit.
 //! * [`bench`](mod@bench) with [`floors`]: the product beside its peers, in interleaved rounds, against the floors that it must keep.
-//! * [`soak`] and [`crash`]: many starts, many kills.
+//! * [`soak`] and [`load`]: many starts, many kills, one large file.
 //! * [`preflight`]: what the system lacks for any of them; [`process`]: children with deadlines, timed steps.
 //!
 //! Nothing here is part of the product. It compiles from few dependencies, since it is the first thing that a newcomer builds.
 
 mod bench;
 mod ci;
-mod crash;
 mod floors;
+mod load;
 mod preflight;
 mod process;
 mod soak;
@@ -43,7 +43,9 @@ enum Command {
     /// Starts and stops the release node many times, half of them under load.
     Soak(soak::Options),
     /// Kills the release node many times and checks that nothing acknowledged is lost.
-    Crash(crash::Options),
+    Crash(load::CrashOptions),
+    /// Moves a large file in and out through the command line; fails when a process takes 256 MiB of memory.
+    File(load::FileOptions),
 }
 
 fn main() -> ExitCode {
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Soak(options) => soak::run(&options),
-        Command::Crash(options) => return crash::run(&options),
+        Command::Crash(options) => return load::crash(&options),
+        Command::File(options) => return load::file(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,5 @@
-//! Kills of the release node, by the load driver: it writes, kills, restarts, and checks what was acknowledged.
+//! Runs of the load driver that check rather than measure: it kills the release node under load and looks what it has kept; it
+//! moves a large file and looks what that took.
 
 use std::process::{Command, ExitCode};
 
@@ -9,7 +10,7 @@ use crate::process::{self, cargo, root, target};
 
 /// How often.
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct CrashOptions {
     /// Kills.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
@@ -18,23 +19,44 @@ pub(crate) struct Options {
     no_build: bool,
 }
 
-/// Builds and runs `metanode-load crash`; its exit code is this one's.
-pub(crate) fn run(options: &Options) -> ExitCode {
-    load(options).unwrap_or_else(|error| {
+/// How large.
+#[derive(Args)]
+pub(crate) struct FileOptions {
+    /// Size of the file in GiB; the disk needs room for three of them.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    gib: u64,
+    /// Use the binaries that are there.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Runs `metanode-load crash`.
+pub(crate) fn crash(options: &CrashOptions) -> ExitCode {
+    exit_code(scenario("crash", &["--count", &options.count.to_string()], options.no_build))
+}
+
+/// Runs `metanode-load file`.
+pub(crate) fn file(options: &FileOptions) -> ExitCode {
+    exit_code(scenario("file", &["--bytes", &(options.gib << 30).to_string()], options.no_build))
+}
+
+fn exit_code(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
 }
 
-fn load(options: &Options) -> Result<ExitCode> {
-    if !options.no_build {
+/// Builds and runs a scenario; its exit code is this one's.
+fn scenario(name: &str, arguments: &[&str], no_build: bool) -> Result<ExitCode> {
+    if !no_build {
         build_release()?;
     }
     let target = target()?;
-    let dir = target.join(format!("crash/{}", std::process::id()));
+    let dir = target.join(format!("{name}/{}", std::process::id()));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let mut command = Command::new(target.join("release/metanode-load"));
-    command.args(["crash", "--count", &options.count.to_string()]);
+    command.arg(name).args(arguments);
     command.arg("--metanode").arg(target.join("release/metanode")).arg("--dir").arg(&dir);
     eprintln!("$ {}", process::line(&command));
     let status = command.current_dir(root()).status().context("cannot run metanode-load")?;
