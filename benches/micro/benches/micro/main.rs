@@ -3,6 +3,7 @@
 mod archive;
 mod framing;
 mod hashing;
+mod index;
 mod signing;
 mod ticket;
 
@@ -13,6 +14,7 @@ fn main() {
     framing::benches(&mut criterion);
     archive::benches(&mut criterion);
     hashing::benches(&mut criterion);
+    index::benches(&mut criterion);
     signing::benches(&mut criterion);
     ticket::benches(&mut criterion);
     criterion.final_summary();
