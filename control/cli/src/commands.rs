@@ -20,7 +20,7 @@ use metanode_wire::Ticket;
 use crate::{
     args::{Cli, Command, Config, Global, Node},
     exit::{Exit, Failure, Result},
-    target::{Target, identity},
+    target::{Target, own_identity},
 };
 
 /// Runs the command.
@@ -41,7 +41,12 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::run(&global),
         Command::Bench(bench) => bench::run(&global, &bench),
         Command::Id => {
-            let key = identity(&global)?.public().to_string();
+            let none = || {
+                let made = "`openssl genpkey -algorithm ed25519 -out FILE` makes a key, which --key FILE shows";
+                Failure::new(Exit::NotFound, "there is no key: neither --key nor an operator.key in the data folder")
+                    .hint(format!("`metanode start` makes a data folder with one; {made}"))
+            };
+            let key = own_identity(&global)?.ok_or_else(none)?.public().to_string();
             global.output.print_or(&serde_json::json!({ "key": key }), &key)
         }
         Command::Config(Config::Check { file }) => config::check(&global, file.as_deref()),

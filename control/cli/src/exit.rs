@@ -272,7 +272,7 @@ impl From<DataError> for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::of(&error, Exit::Usage)
-            .hint("`metanode config check` shows what is in force; a fresh folder has every field explained")
+            .hint("the metanode.toml that `metanode start` writes into a fresh data folder explains every field")
     }
 }
 

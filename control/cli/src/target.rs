@@ -72,16 +72,21 @@ pub(crate) fn data_folder(global: &Global) -> Result<PathBuf> {
 
 /// Whom to be towards a node: --key, else the data folder's operator, else somebody new, who may only read.
 pub(crate) fn identity(global: &Global) -> Result<Identity> {
-    if let Some(file) = &global.key {
-        return key_file(file);
-    }
-    let file = data_folder(global)?.join("operator.key");
-    if file.try_exists().unwrap_or(false) {
-        return key_file(&file);
+    if let Some(identity) = own_identity(global)? {
+        return Ok(identity);
     }
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Failure::new(Exit::Other, error))?;
     Ok(Identity::from_seed(&seed))
+}
+
+/// The key of --key or of the data folder's operator, if there is one.
+pub(crate) fn own_identity(global: &Global) -> Result<Option<Identity>> {
+    if let Some(file) = &global.key {
+        return key_file(file).map(Some);
+    }
+    let file = data_folder(global)?.join("operator.key");
+    if file.try_exists().map_err(io(file.display()))? { key_file(&file).map(Some) } else { Ok(None) }
 }
 
 /// Reads a private key that nobody else can read.

@@ -60,8 +60,8 @@ pub struct NodeConfig {
 pub struct QuicConfig {
     /// UDP address. A fresh node serves its own machine only; `0.0.0.0:4433` or `[::]:4433` opens it. Port 0: any free one.
     pub listen: SocketAddr,
-    /// Connections of the node, an even part for each shard; more are refused in the handshake. One costs about 20 KiB, so
-    /// that 10,000 take 200 MiB.
+    /// Connections of the node, an even part for each shard; more are refused in the handshake. One costs about 32 KiB, so
+    /// that 10,000 take 310 MiB.
     pub connections_max: u32,
     /// Connections from one IPv4 address or IPv6 /64 to one shard: keeps one host from taking all of them. Not applied by a
     /// node that listens on loopback, where all clients have one address.

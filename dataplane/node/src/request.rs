@@ -13,7 +13,7 @@ use metanode_wire::{
 };
 
 use crate::{
-    admission::Permit,
+    admission::{Permit, RETRY_AFTER_MS_MIN},
     reply::{Reply, refusal_of},
     session::Session,
     state::AGENT,
@@ -162,6 +162,10 @@ async fn perform(session: &Session, request: Request) -> Result<Reply, StoreErro
         Request::Hello { .. } => unreachable!("answered without the store"),
         Request::Get(hash) => {
             let _place = session.shard.reads.enter().await;
+            // Those that waited with it may have filled the room that there was when it was admitted.
+            if session.shard.downloads.is_full() {
+                return Ok(Reply::Refused(Refusal::busy(RETRY_AFTER_MS_MIN)));
+            }
             match store.get(hash).await? {
                 Fetched::Whole(bytes) => Reply::Whole(bytes),
                 Fetched::Large { size_bytes } => Reply::Large(size_bytes),

@@ -7,7 +7,7 @@
 
 use std::{
     any::Any,
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::Future,
     io,
@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     task::{Context, Poll, Waker},
@@ -24,10 +24,11 @@ use std::{
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Runs jobs one after the other. The thread has its shard's core and time slice; dropping waits for what was started.
+/// Runs jobs in the order in which they come. Its threads have their shard's core and time slice; dropping waits for all jobs
+/// that it was given.
 pub struct Companion {
     jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<thread::JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl fmt::Debug for Companion {
@@ -37,11 +38,23 @@ impl fmt::Debug for Companion {
 }
 
 impl Companion {
-    /// Starts the thread. To be called in the shard.
-    pub fn start(name: &str) -> io::Result<Self> {
+    /// Starts `threads` threads that share one queue; with one, a job begins when the one before has ended. To be called in the
+    /// shard.
+    pub fn start(name: &str, threads: usize) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || queue.iter().for_each(|job| job()))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let queue = Arc::new(Mutex::new(queue));
+        let mut this = Self { jobs: Some(jobs), threads: Vec::new() };
+        for number in 0..threads {
+            let queue = queue.clone();
+            let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let work = move || {
+                while let Ok(job) = next() {
+                    job();
+                }
+            };
+            this.threads.push(thread::Builder::new().name(format!("{name}-{number}")).spawn(work)?);
+        }
+        Ok(this)
     }
 
     /// Runs `job` there and waits for its result. The job runs even when the future is dropped.
@@ -52,8 +65,11 @@ impl Companion {
         &self,
         job: impl FnOnce() -> R + Send + 'static,
     ) -> impl Future<Output = R> + 'static {
-        let call =
-            Arc::new(Call { done: AtomicBool::new(false), state: Mutex::new(State { result: None, waker: None }) });
+        let call = Arc::new(Call {
+            done: AtomicBool::new(false),
+            state: Mutex::new(State { result: None, waker: None }),
+            ended: ENDED.with(Clone::clone),
+        });
         let there = call.clone();
         let job = move || there.finish(catch_unwind(AssertUnwindSafe(job)));
         let jobs = self.jobs.as_ref().expect("taken only by drop");
@@ -66,8 +82,10 @@ impl Companion {
 impl Drop for Companion {
     fn drop(&mut self) {
         self.jobs.take();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("a shard's companion thread panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a shard's companion thread panicked");
+            }
         }
     }
 }
@@ -75,6 +93,7 @@ impl Drop for Companion {
 struct Call<R> {
     done: AtomicBool,
     state: Mutex<State<R>>,
+    ended: Arc<AtomicUsize>,
 }
 
 struct State<R> {
@@ -87,6 +106,7 @@ impl<R> Call<R> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.result = Some(result);
         self.done.store(true, Ordering::Release);
+        self.ended.fetch_add(1, Ordering::Release);
         // For a shard that sleeps. One that is awake usually looks before this arrives.
         if let Some(waker) = &state.waker {
             waker.wake_by_ref();
@@ -115,15 +135,18 @@ impl<R> Ended for Call<R> {
 thread_local! {
     /// This shard's calls that are under way.
     static CALLS: RefCell<Vec<Arc<dyn Ended>>> = const { RefCell::new(Vec::new()) };
+    /// How many of this shard's calls have ended, ever.
+    static ENDED: Arc<AtomicUsize> = Arc::default();
+    /// The same, as of the latest look.
+    static SEEN: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Wakes the tasks whose calls have ended.
 pub(crate) fn look() {
-    CALLS.with_borrow_mut(|calls| {
-        if calls.iter().any(|call| call.has_ended()) {
-            calls.extract_if(.., |call| call.has_ended()).for_each(|call| call.wake());
-        }
-    });
+    let ended = ENDED.with(|ended| ended.load(Ordering::Acquire));
+    if SEEN.replace(ended) != ended {
+        CALLS.with_borrow_mut(|calls| calls.extract_if(.., |call| call.has_ended()).for_each(|call| call.wake()));
+    }
 }
 
 struct Wait<R>(Arc<Call<R>>);

@@ -13,13 +13,14 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use metanode_shard::{
     Companion, Elapsed, ShardCount, ShardId, ShardsConfig, Timer, current_shard,
     fd::Readiness,
-    file::{ALIGNMENT, AlignedBuffer, CachedFile, DirectFile, LogFile},
+    file::{ALIGNMENT, AlignedBuffer, CachedFile, DirectFile, DirectReader, LogFile},
     mesh::{Injector, Mesh},
     run_blocking, sleep, spawn_local, start, timeout, yield_now, yield_queue_now,
 };
@@ -193,6 +194,18 @@ async fn exercise_log(file: LogFile, path: &std::path::Path) {
     let unaligned = AlignedBuffer::zeroed(100);
     assert_eq!(file.write_at(&unaligned, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     assert_eq!(file.write_at(&buffer, 7).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    let (reader, mut used_again) = (DirectReader::open(path).unwrap(), AlignedBuffer::default());
+    for (offset, len, expected) in
+        [(0, 10, 10), (1, 4095, 4095), (37, 9001, 9001), (4097, 512, 512), (0, 99_999, 61_440)]
+    {
+        let range = reader.read_at(&mut used_again, (ALIGNMENT + offset) as u64, len).unwrap();
+        let read = &used_again.as_slice()[range];
+        assert_eq!(read.len(), expected, "{offset} {len}");
+        let written = &data[offset..data.len().min(offset + len)];
+        assert_eq!(read[..written.len()], *written, "{offset} {len}");
+        assert!(read[written.len()..].iter().all(|byte| *byte == 0));
+    }
+    assert_eq!(reader.read_at(&mut used_again, 99 * ALIGNMENT as u64 + 1, 10).unwrap().len(), 0);
     for file in [DirectFile::open(path).await.unwrap(), DirectFile::open_refused(path).await.unwrap()] {
         for (offset, len) in [(0, 10), (1, 4095), (37, 9001), (4097, 512)] {
             let read = file.read_at(ALIGNMENT as u64 + offset as u64, len).await.unwrap();
@@ -239,26 +252,44 @@ fn a_full_disk_is_recognisable() {
 #[test]
 fn a_companion_wakes_a_shard_that_sleeps_and_one_that_is_busy() {
     on_a_shard(|| async {
-        let companion = Companion::start("companion").unwrap();
-        let (go, wait) = mpsc::channel();
-        let answer = companion.run(move || wait.recv().map(|n: u32| n + 1));
+        let companion = Companion::start("companion", 1).unwrap();
+        // Asleep: nothing else is there to do, and nobody else wakes it.
+        let slept = || thread::sleep(Duration::from_millis(20));
+        let answer = companion.run(move || (slept(), 42).1);
         let second = companion.run(|| 7);
-        go.send(41).unwrap();
-        // Asleep: nothing else is there to do.
-        assert_eq!(answer.await, Ok(42));
+        assert_eq!(answer.await, 42);
         assert_eq!(second.await, 7);
         // Busy: only yields, as a driver under load.
         let done = Rc::new(Cell::new(0));
         let (seen, call) = (done.clone(), companion.run(|| 9));
         spawn_local(async move { seen.set(call.await) }).detach();
         let begin = Instant::now();
+        let mut yields = 0u64;
         while done.get() == 0 && begin.elapsed() < DEADLINE {
+            yields += 1;
             yield_now().await;
         }
-        assert_eq!(done.get(), 9);
+        assert_eq!(done.get(), 9, "after {yields} yields");
         drop(companion.run(|| 1)); // given up, and done all the same
         drop(companion);
+        let two = Companion::start("two", 2).unwrap();
+        let (go, wait) = mpsc::channel();
+        let waiting = two.run(move || wait.recv());
+        two.run(move || go.send(5)).await.unwrap(); // not behind the one that waits
+        assert_eq!(waiting.await, Ok(5));
     });
+}
+
+#[test]
+fn a_panic_of_a_companions_job_is_the_callers() {
+    let shards = start(&ShardsConfig::unpinned("test", count(1)), |_| {
+        || async {
+            let companion = Companion::start("companion", 1).unwrap();
+            companion.run(|| panic!("of the job")).await;
+        }
+    });
+    let ended: Vec<Result<(), _>> = shards.unwrap().join();
+    assert_eq!(ended[0].as_ref().unwrap_err().message, "of the job");
 }
 
 #[test]

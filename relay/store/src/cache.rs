@@ -42,7 +42,7 @@ impl Cache {
         self.blobs.borrow().get(hash).cloned()
     }
 
-    /// Takes bytes that are all of their allocation, as reads return them; a slice of a large buffer would keep all of it alive.
+    /// Takes bytes that are all of their allocation, or nearly, as reads return them; a slice of a large buffer would keep all of it alive.
     pub(crate) fn insert(&self, hash: Hash, bytes: Bytes) {
         if bytes.len() as u64 <= self.bytes_max / 8 {
             self.blobs.borrow_mut().insert(hash, bytes);

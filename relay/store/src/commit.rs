@@ -61,7 +61,7 @@ impl LogFiles {
             boot: shared.boot,
             segment_bytes: shared.segment_bytes,
             active: RefCell::default(),
-            companion: Companion::start(&format!("log-{log}"))?,
+            companion: Companion::start(&format!("log-{log}"), 1)?,
             buffer: RefCell::default(),
             filling: Cell::new(false),
             prepared_at: Cell::new(None),

@@ -11,7 +11,7 @@ use std::{
     io,
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,6 @@ use metanode_shard::{
     Companion,
     buffer::BufferPool,
     file::{CachedFile, DirectFile, DirectReader},
-    run_blocking,
 };
 
 use crate::folder::segment_path;
@@ -55,8 +54,7 @@ pub(crate) struct Files {
     store: PathBuf,
     open: RefCell<HashMap<(u16, u32), Rc<Open>>>,
     /// Started when first needed.
-    readers: OnceCell<Vec<Companion>>,
-    next_reader: Cell<usize>,
+    readers: OnceCell<Companion>,
     /// A moving average of what a timed read of a large payload took.
     read_time: Cell<Duration>,
     since_probe: Cell<u32>,
@@ -67,7 +65,8 @@ pub(crate) struct Files {
 struct Open {
     direct: DirectFile,
     cached: CachedFile,
-    reader: Arc<DirectReader>,
+    /// Opened by the first thread that reads with it.
+    reader: Arc<OnceLock<DirectReader>>,
 }
 
 impl Files {
@@ -76,7 +75,6 @@ impl Files {
             store,
             open: RefCell::default(),
             readers: OnceCell::new(),
-            next_reader: Cell::new(0),
             read_time: Cell::default(),
             since_probe: Cell::new(0),
             buffers: BufferPool::new(IDLE_BUFFERS_MAX, BUFFER_BYTES_MAX),
@@ -98,16 +96,39 @@ impl Files {
         if self.is_slow() {
             return file.cached.read_at(offset, length).await;
         }
-        let (mut buffer, reader) = (self.buffers.take(), file.reader.clone());
+        let (buffers, reader) = (self.buffers.clone(), file.reader.clone());
+        let path = segment_path(&self.store, location.log, location.segment);
         let job = move || {
+            let reader = match reader.get() {
+                Some(reader) => reader,
+                None => {
+                    let opened = DirectReader::open(path)?;
+                    reader.get_or_init(|| opened)
+                }
+            };
+            let mut buffer = buffers.take();
             let began = Instant::now();
             let range = reader.read_at(&mut buffer, offset, length)?;
-            Ok((Bytes::from_owner(buffer).slice(range), began.elapsed()))
+            let took = began.elapsed();
+            // What is kept of the answer keeps the whole buffer: a much shorter one gets memory of its own.
+            if range.len() < buffer.capacity() / 16 * 15 {
+                return Ok((Bytes::copy_from_slice(&buffer.as_slice()[range]), took));
+            }
+            Ok((Bytes::from_owner(buffer).slice(range), took))
         };
-        let read: io::Result<_> = self.reader()?.run(job).await;
+        let read: io::Result<_> = self.readers()?.run(job).await;
         let (bytes, took) = read?;
-        self.read_time.set((self.read_time.get() * 7 + took) / 8);
+        let sample = took.min(SLOW_READ * 4); // one hiccup says little
+        self.read_time.set((self.read_time.get() * 7 + sample) / 8);
         Ok(bytes)
+    }
+
+    fn readers(&self) -> io::Result<&Companion> {
+        if let Some(readers) = self.readers.get() {
+            return Ok(readers);
+        }
+        let started = Companion::start("read", READERS)?;
+        Ok(self.readers.get_or_init(|| started))
     }
 
     /// Whether to leave a large read to the page cache.
@@ -117,20 +138,6 @@ impl Files {
         }
         self.since_probe.set((self.since_probe.get() + 1) % PROBE_EVERY);
         self.since_probe.get() != 0
-    }
-
-    fn reader(&self) -> io::Result<&Companion> {
-        let readers = match self.readers.get() {
-            Some(readers) => readers,
-            None => {
-                let started =
-                    (0..READERS).map(|n| Companion::start(&format!("read-{n}"))).collect::<io::Result<_>>()?;
-                self.readers.get_or_init(|| started)
-            }
-        };
-        let next = self.next_reader.get();
-        self.next_reader.set((next + 1) % READERS);
-        Ok(&readers[next])
     }
 
     /// The same past the page cache. A page that was read ahead of a direct write can be stale, so a copy that looks corrupt is looked
@@ -158,9 +165,7 @@ impl Files {
         }
         let path = segment_path(&self.store, log, segment);
         let direct = DirectFile::open(&path).await?;
-        let cached = CachedFile::open(&path).await?;
-        let reader = Arc::new(run_blocking(move || DirectReader::open(path)).await?);
-        let file = Rc::new(Open { direct, cached, reader });
+        let file = Rc::new(Open { direct, cached: CachedFile::open(&path).await?, reader: Arc::default() });
         let mut open = self.open.borrow_mut();
         if open.len() >= OPEN_MAX
             && let Some(oldest) = open.keys().min_by_key(|(_, segment)| *segment).copied()

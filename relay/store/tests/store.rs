@@ -348,6 +348,7 @@ fn closing_under_load_ends_and_keeps_what_was_acknowledged() {
             assert_eq!(late, Err(StoreError::ShuttingDown));
         });
         let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
+        assert!(round == 0 || !acknowledged.is_empty());
         with_store(folder.path(), 1, |store| async move {
             for hash in acknowledged {
                 assert!(matches!(store.get(hash).await, Ok(Fetched::Whole(_))), "{hash} was acknowledged");

@@ -75,7 +75,7 @@ async fn find(client: &Client, resolved: Resolved, raw: bool) -> Result<What> {
             BlobKind::Folder | BlobKind::Blob => Ok(What::Blob { hash, mode: None }),
         };
     };
-    let manifest = folder::get_manifest(client, hash).await?;
+    let manifest = super::list::manifest_of(client, hash).await?;
     let entry = folder::entry_at(&manifest, &path)?;
     match &entry.kind {
         EntryKind::File { hash, .. } => Ok(What::Blob { hash: *hash, mode: Some(entry.mode) }),
@@ -89,6 +89,10 @@ async fn find(client: &Client, resolved: Resolved, raw: bool) -> Result<What> {
 async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> Result<Option<Report>> {
     let file_io = FileIo::probe();
     let target = get.target.clone().unwrap_or_else(|| PathBuf::from(get.what.file_name()));
+    if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        let missing = format!("the folder {} does not exist", parent.display());
+        return Err(Failure::new(Exit::NotFound, missing).hint("make it, or name another target"));
+    }
     let range = get.range.unwrap_or(ByteRange::ALL);
     match what {
         What::Blob { hash, .. } if target == Path::new("-") => {

@@ -2,13 +2,13 @@
 
 use metanode_client::{BlobLine, Client, folder};
 use metanode_types::{BlobKind, Hash, TagName, limits::LIST_PAGE_MAX};
-use metanode_wire::{Entry, EntryKind};
+use metanode_wire::{Entry, EntryKind, Manifest};
 use serde::Serialize;
 
 use super::with_client;
 use crate::{
     args::{Global, Ls},
-    exit::{Failure, Result},
+    exit::{Exit, Failure, Result},
     output::{Row, bytes},
     reference::{Reference, Resolved},
 };
@@ -166,6 +166,17 @@ pub(super) fn tags(global: &Global, limit: Option<u64>, after: Option<&str>) -> 
     })
 }
 
+/// What a folder holds. A blob that is none is said to be so, rather than to be a damaged folder.
+pub(super) async fn manifest_of(client: &Client, hash: Hash) -> Result<Manifest> {
+    match client.stat(hash).await?.kind {
+        BlobKind::Folder => Ok(folder::get_manifest(client, hash).await?),
+        BlobKind::Blob => {
+            let what = Failure::new(Exit::NotFound, format!("{hash} is a blob, not a folder: it has no entries"));
+            Err(what.hint("`metanode stat` says what a blob is; `metanode get` fetches it"))
+        }
+    }
+}
+
 async fn entries(
     global: &Global,
     client: &Client,
@@ -174,7 +185,7 @@ async fn entries(
     after: Option<&str>,
 ) -> Result<()> {
     let Resolved { hash, path } = reference.resolve(client).await?;
-    let mut manifest = folder::get_manifest(client, hash).await?;
+    let mut manifest = manifest_of(client, hash).await?;
     if let Some(path) = path {
         let entry = folder::entry_at(&manifest, &path)?;
         if entry.kind != EntryKind::Folder {

@@ -241,10 +241,14 @@ fn parse_error(text: &str) -> Option<(Vec<String>, Option<String>)> {
     let mut messages = vec![lines[begin]["error: ".len()..].to_owned()];
     let mut hint = None;
     for line in &lines[begin + 1..] {
+        // `Failure::lines` indents what continues a message.
         if let Some(cause) = line.strip_prefix("  caused by: ") {
             messages.push(cause.to_owned());
         } else if let Some(text) = line.strip_prefix("hint: ") {
             hint = Some(text.to_owned());
+        } else if let (Some(text), Some(message)) = (line.strip_prefix("  "), messages.last_mut()) {
+            message.push('\n');
+            message.push_str(text);
         }
     }
     Some((messages, hint))

@@ -7,7 +7,7 @@ use metanode_client::{
     files::{self, FileIo},
     folder::{self, FolderPut, FolderStored},
 };
-use metanode_types::BlobKind;
+use metanode_types::{BlobKind, DurabilityClass};
 use serde::Serialize;
 
 use super::{as_file, with_client};
@@ -18,6 +18,8 @@ use crate::{
     progress::shown,
 };
 
+const CLASS_MEMORY: &str = "memory";
+
 /// What was stored.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -25,6 +27,8 @@ struct Report {
     /// Bytes of the contents: of the blob, or of all files of the folder.
     size: u64,
     kind: &'static str,
+    /// When the node answered: when it was on disk, or before.
+    class: &'static str,
     existed: bool,
     ticket: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +63,9 @@ impl Show for Report {
         if self.existed {
             lines.push(("existed", "yes: the node had it already".into()));
         }
+        if self.class == CLASS_MEMORY {
+            lines.push(("class", "memory: not on disk yet, a crash of the node now may lose it".into()));
+        }
         lines.extend(self.tag.iter().map(|tag| ("tag", tag.clone())));
         lines.push(("ticket", self.ticket.clone()));
         lines
@@ -75,7 +82,11 @@ pub(super) fn run(global: &Global, put: &Put) -> Result<()> {
             client.tag_set(tag, hash).await?;
         }
         let ticket = target.ticket_for(hash).to_string();
-        Ok(stored.report(ticket, put.tag.as_ref().map(ToString::to_string)))
+        let class = match DurabilityClass::from(put.class) {
+            DurabilityClass::Durable => "durable",
+            DurabilityClass::Memory => CLASS_MEMORY,
+        };
+        Ok(stored.report(ticket, put.tag.as_ref().map(ToString::to_string), class))
     })?;
     global.output.print(&report)
 }
@@ -108,13 +119,14 @@ impl What {
         }
     }
 
-    fn report(self, ticket: String, tag: Option<String>) -> Report {
+    fn report(self, ticket: String, tag: Option<String>, class: &'static str) -> Report {
         let hash = self.hash().to_string();
         match self {
             Self::Blob(stored) => Report {
                 hash,
                 size: stored.size_bytes,
                 kind: "blob",
+                class,
                 existed: stored.existed,
                 ticket,
                 tag,
@@ -124,6 +136,7 @@ impl What {
                 hash,
                 size: contents.bytes,
                 kind: "folder",
+                class,
                 existed,
                 ticket,
                 tag,

@@ -17,7 +17,7 @@ const FIELDS: &[Field] = &[
         None,
         "UDP address. Loopback serves this machine only; \"0.0.0.0:4433\" opens the node. Port 0: any.",
     ),
-    Field("quic", "connections_max", None, "Connections of the node, an even part for each shard; about 20 KiB each."),
+    Field("quic", "connections_max", None, "Connections of the node, an even part for each shard; about 32 KiB each."),
     Field(
         "quic",
         "connections_per_address_max",

@@ -58,8 +58,12 @@ impl AlignedBuffer {
         while self.filled < len {
             let at = self.filled;
             match file.read_at(&mut self.all_mut()[at..len], offset + at as u64) {
-                Ok(0) => break,
-                Ok(read) => self.filled += read,
+                Ok(read) => {
+                    self.filled += read;
+                    if !read.is_multiple_of(ALIGNMENT) || read == 0 {
+                        break; // the end of the file; to ask again there would not be aligned
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
