@@ -195,15 +195,9 @@ where
     Ok(Done { count, elapsed: start.elapsed(), latencies: taken(latencies), late_max: Duration::ZERO })
 }
 
-/// How often an open loop lets in the arrivals that have come due, as the event loop of a busy application would.
-///
-/// Their wait counts, so this adds up to half a millisecond to a latency and a quarter on average. One by one, arrivals would cost
-/// each side a wake-up and a packet each; then neither core ever sleeps, and a virtual machine whose cores never sleep is stopped
-/// by its host, both cores at once, for 3 to 25 ms (seen in gaps between a profiler's samples): the tail would be the host's.
-pub(crate) const OPEN_LOOP_TICK: Duration = Duration::from_micros(500);
-
-/// The same at ten times the pace: shown beside it, to see what the tick hides.
-pub(crate) const OPEN_LOOP_TICK_FINE: Duration = Duration::from_micros(50);
+/// How often an open loop lets in the arrivals that have come due, as the event loop of a busy application would; their wait counts.
+/// One by one, they would cost the generator a wake-up and a packet each, and it would measure itself.
+pub(crate) const OPEN_LOOP_TICK: Duration = Duration::from_micros(50);
 
 /// Runs operations that arrive at random (a Poisson process) at `rate` a second on average, whether earlier ones are done or not,
 /// until `count` have arrived or the deadline has passed.
@@ -457,7 +451,7 @@ mod tests {
     async fn an_open_loop_feels_a_stall_that_it_did_not_cause() {
         // 200 arrivals within 20 ms or so; the first one holds the only thread for 100 ms. A closed loop would see one slow
         // operation; here, half of all wait.
-        let done = open_loop(200, 10_000.0, OPEN_LOOP_TICK_FINE, far(), 1, |index| async move {
+        let done = open_loop(200, 10_000.0, OPEN_LOOP_TICK, far(), 1, |index| async move {
             if index == 0 {
                 std::thread::sleep(Duration::from_millis(100));
             }
