@@ -277,9 +277,9 @@ impl Alarm {
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &wait)?;
         loop {
             let mut ready = self.0.readable().await?;
-            if ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?)).is_ok_and(|read| read.is_ok()) {
-                return Ok(());
-            }
+            if let Ok(read) = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?)) {
+                return read.map(drop).context("the timer");
+            } // else it was not ready after all
         }
     }
 }

@@ -12,7 +12,7 @@ pub const ALIGNMENT: usize = 4096;
 
 /// Memory aligned for O_DIRECT, filled from the front.
 ///
-/// It is written as a whole, so its filled length must be a multiple of [`ALIGNMENT`] by then: [`pad`](Self::pad). Made to be used
+/// It is written as a whole, so its filled length must be a multiple of [`ALIGNMENT`] by then. Made to be used
 /// again: fresh memory costs the kernel more than filling it costs us.
 #[derive(Default)]
 pub struct AlignedBuffer {
@@ -104,13 +104,6 @@ impl AlignedBuffer {
         if blocks > self.blocks.len() {
             self.blocks.resize(blocks, Block([0; ALIGNMENT]));
         }
-    }
-
-    /// Appends zeros up to the next multiple of [`ALIGNMENT`].
-    pub fn pad(&mut self) {
-        const ZEROS: [u8; ALIGNMENT] = [0; ALIGNMENT];
-        let missing = self.filled.next_multiple_of(ALIGNMENT) - self.filled;
-        self.extend_from_slice(&ZEROS[..missing]);
     }
 }
 
@@ -215,18 +208,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_aligned_pads_with_zeros_and_is_used_again() {
+    fn a_buffer_is_aligned_grows_by_blocks_and_is_used_again() {
         let mut buffer = AlignedBuffer::default();
         buffer.extend_from_slice(&[7; 4097]);
         assert_eq!(buffer.capacity(), 8192);
-        buffer.pad();
+        buffer.extend_from_slice(&[0; 4095]);
         assert_eq!(buffer.as_slice().as_ptr().align_offset(ALIGNMENT), 0);
         assert_eq!(buffer.as_slice()[..4097], [7; 4097]);
         assert_eq!(buffer.as_slice()[4097..], [0; 4095]);
         buffer.clear(8192);
         assert!(buffer.as_slice().is_empty());
         buffer.extend_from_slice(&[8; 10]);
-        buffer.pad();
+        buffer.extend_from_slice(&[0; 4086]);
         assert_eq!((&buffer.as_slice()[..10], &buffer.as_slice()[10..]), (&[8; 10][..], &[0; 4086][..]));
         buffer.clear(8191);
         assert_eq!(buffer.capacity(), 0);
