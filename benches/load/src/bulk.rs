@@ -46,7 +46,8 @@ pub(crate) async fn run(options: &Bulk) -> Result<Report> {
     node.stop().await?;
 
     place.drop_page_cache()?;
-    report.add("raw_read_mbs", raw::sequential_reads(place.segments()?, common.server_core).await? / 1e6);
+    report.add("raw_read_mbs", raw::plain_reads(place.segments()?, common.server_core).await? / 1e6);
+    report.add("raw_read_deep_mbs", raw::deep_reads(place.segments()?, common.server_core).await? / 1e6);
     report.add("client_hwm_mib", measure::memory_kib(std::process::id(), "VmHWM")? / 1024.0);
     Ok(report)
 }

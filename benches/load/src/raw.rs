@@ -8,6 +8,7 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    process::Command,
     rc::Rc,
     thread,
     time::{Duration, Instant},
@@ -32,9 +33,10 @@ const COMMIT_OBJECTS: usize = 64;
 const COMMIT_FILE_BYTES: usize = 64 << 20;
 /// Random reads on the way at once.
 const RANDOM_DEPTH: usize = 64;
-/// Sequential reads on the way at once, and their size.
-const SEQUENTIAL_DEPTH: usize = 16;
+/// Size of a sequential read.
 const SEQUENTIAL_BYTES: usize = 1 << 20;
+/// Sequential reads on the way at once that keep any disk busy.
+const DEPTH: usize = 16;
 /// Random reads need this much to choose from, or a host's cache would answer them.
 const RANDOM_BYTES_MIN: u64 = 64 << 20;
 
@@ -45,11 +47,20 @@ pub(crate) struct Rate {
     pub(crate) latencies: Latencies,
 }
 
-/// 4 KiB objects a second that 256 KiB appends, each followed by `fdatasync`, make durable in `dir`.
-pub(crate) async fn commits(dir: &Path, core: usize, time: Duration) -> Result<Rate> {
+/// How the objects of one raw commit reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Append {
+    /// Each by a write of its own, all on the way at once through io_uring: what a store without group commit would do.
+    Each,
+    /// All by one write: the least that the disk can be asked for.
+    Together,
+}
+
+/// 4 KiB objects a second that become durable in `dir`: 64 are appended, then comes one `fdatasync`.
+pub(crate) async fn commits(dir: &Path, core: usize, append: Append, time: Duration) -> Result<Rate> {
     let path = dir.join("raw-commit");
     on_core(core, move || {
-        let measured = commits_to(&path, time);
+        let measured = uring(|| commits_to(path.clone(), append, time));
         // Best effort: the folder goes as a whole in the end.
         let _ = std::fs::remove_file(&path);
         measured
@@ -57,28 +68,53 @@ pub(crate) async fn commits(dir: &Path, core: usize, time: Duration) -> Result<R
     .await
 }
 
-fn commits_to(path: &Path, time: Duration) -> Result<Rate> {
+async fn commits_to(path: PathBuf, append: Append, time: Duration) -> Result<Rate> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .custom_flags(OFlags::DIRECT.bits() as i32)
-        .open(path)
+        .open(&path)
         .with_context(|| format!("cannot make {}", path.display()))?;
-    let mut buffer = Aligned::zeroed(SEQUENTIAL_BYTES);
+    let mut zeros = Aligned::zeroed(SEQUENTIAL_BYTES);
     for offset in (0..COMMIT_FILE_BYTES).step_by(SEQUENTIAL_BYTES) {
-        file.write_all_at(buffer.bytes(), offset as u64)?;
+        file.write_all_at(zeros.bytes(), offset as u64)?;
     }
     file.sync_all()?;
-    Random::new(1).fill(buffer.bytes());
+    let ring_file = Rc::new(tokio_uring::fs::File::from_std(file.try_clone()?));
     let commit_bytes = COMMIT_OBJECTS * OBJECT_BYTES;
+    let mut random = Random::new(1);
+    let mut buffer = |length| {
+        let mut buffer = Aligned::zeroed(length);
+        random.fill(buffer.bytes());
+        buffer
+    };
+    let mut together = buffer(commit_bytes);
+    let mut each: Vec<Aligned> = (0..COMMIT_OBJECTS).map(|_| buffer(OBJECT_BYTES)).collect();
     let mut latencies = Latencies::new();
     let mut offset = 0;
     let mut commits = 0;
     let begun = Instant::now();
     let mut now = begun;
     while now - begun < time {
-        file.write_all_at(&buffer.bytes()[..commit_bytes], offset)?;
-        file.sync_data()?;
+        match append {
+            // Plain calls: with one write there is nothing to overlap, and a ring would only add to it.
+            Append::Together => {
+                file.write_all_at(together.bytes(), offset)?;
+                file.sync_data()?;
+            }
+            Append::Each => {
+                let at = (offset..).step_by(OBJECT_BYTES);
+                let writes = each.drain(..).zip(at).map(|(buffer, at)| {
+                    let file = ring_file.clone();
+                    tokio_uring::spawn(async move { buffer.write(&file, at).await })
+                });
+                let writes: Vec<_> = writes.collect();
+                for write in writes {
+                    each.push(write.await??);
+                }
+                ring_file.sync_data().await?;
+            }
+        }
         let end = Instant::now();
         latencies.push(end - now);
         now = end;
@@ -141,16 +177,35 @@ async fn random_reads_of(files: Rc<Vec<(File, u64)>>, blocks: u64, time: Duratio
     Ok(Rate { per_second, latencies })
 }
 
-/// Bytes a second at which `files` are read from first to last, 1 MiB at a time, 16 on the way, through io_uring.
-pub(crate) async fn sequential_reads(files: Vec<PathBuf>, core: usize) -> Result<f64> {
+/// Bytes a second at which `dd bs=1M iflag=direct` reads `files`: one reader that asks for a MiB and waits for it.
+pub(crate) async fn plain_reads(files: Vec<PathBuf>, core: usize) -> Result<f64> {
     on_core(core, move || {
-        let opened = Rc::new(open_direct(&files)?);
-        uring(move || sequential_reads_of(opened))
+        let mut bytes = 0;
+        let begun = Instant::now();
+        for path in &files {
+            // It inherits this thread's core.
+            let mut dd = Command::new("dd");
+            dd.arg(format!("if={}", path.display())).args(["of=/dev/null", "bs=1M", "iflag=direct", "status=none"]);
+            let ended = dd.status().context("dd can't be run")?;
+            ensure!(ended.success(), "dd could not read {}", path.display());
+            bytes += path.metadata()?.len();
+        }
+        ensure!(bytes > 0, "the store's files are too small for sequential reads");
+        Ok(bytes as f64 / begun.elapsed().as_secs_f64())
     })
     .await
 }
 
-async fn sequential_reads_of(files: Rc<Vec<(File, u64)>>) -> Result<f64> {
+/// Bytes a second at which `files` are read from first to last, 1 MiB at a time, 16 on the way, through io_uring.
+pub(crate) async fn deep_reads(files: Vec<PathBuf>, core: usize) -> Result<f64> {
+    on_core(core, move || {
+        let opened = Rc::new(open_direct(&files)?);
+        uring(move || deep_reads_of(opened))
+    })
+    .await
+}
+
+async fn deep_reads_of(files: Rc<Vec<(File, u64)>>) -> Result<f64> {
     let pieces: Vec<(usize, u64)> = files
         .iter()
         .enumerate()
@@ -163,7 +218,7 @@ async fn sequential_reads_of(files: Rc<Vec<(File, u64)>>) -> Result<f64> {
     let (files, pieces) = (Rc::new(to_uring(&files)?), Rc::new(pieces));
     let next = Rc::new(Cell::new(0));
     let begun = Instant::now();
-    let workers: Vec<_> = (0..SEQUENTIAL_DEPTH)
+    let workers: Vec<_> = (0..DEPTH)
         .map(|_| {
             let (files, pieces, next) = (files.clone(), pieces.clone(), next.clone());
             tokio_uring::spawn(async move {
@@ -239,6 +294,15 @@ impl Aligned {
         ensure!(read == length, "a raw read gave {read} of {length} bytes");
         Ok(Self { buffer: slice.into_inner(), start })
     }
+
+    /// Writes the whole buffer at `offset`; less is an error.
+    async fn write(self, file: &tokio_uring::fs::File, offset: u64) -> Result<Self> {
+        let (start, length) = (self.start, self.buffer.len() - ALIGNMENT);
+        let (written, slice) = file.write_at(self.buffer.slice(start..start + length), offset).submit().await;
+        let written = written.context("a raw write")?;
+        ensure!(written == length, "a raw write took {written} of {length} bytes");
+        Ok(Self { buffer: slice.into_inner(), start })
+    }
 }
 
 #[cfg(test)]
@@ -258,15 +322,19 @@ mod tests {
         let file = dir.join("x.seg");
         std::fs::write(&file, vec![7; RANDOM_BYTES_MIN as usize]).unwrap();
         let time = Duration::from_millis(50);
-        let commits = commits(&dir, 0, time).await.unwrap();
-        assert!(commits.per_second > 64.0 && commits.latencies.quantile_us(0.5) > 1.0);
+        for append in [Append::Each, Append::Together] {
+            let commits = commits(&dir, 0, append, time).await.unwrap();
+            assert!(commits.per_second > 64.0 && commits.latencies.quantile_us(0.5) > 1.0, "{append:?}");
+        }
         let random = random_reads(vec![file.clone()], 0, time).await;
-        let sequential = sequential_reads(vec![file.clone()], 0).await;
+        let sequential = deep_reads(vec![file.clone()], 0).await;
+        let plain = plain_reads(vec![file.clone()], 0).await;
         std::fs::write(&file, b"short").unwrap();
         let short = random_reads(vec![file], 0, time).await;
         std::fs::remove_dir_all(&dir).unwrap();
         assert!(random.unwrap().per_second > 100.0);
         assert!(sequential.unwrap() > 1e6);
+        assert!(plain.unwrap() > 1e6);
         assert!(short.is_err());
     }
 

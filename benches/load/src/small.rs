@@ -51,13 +51,16 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
 
     let node = Node::start(common, &place).await?;
     let client = node.client().await?;
-    let before = raw::commits(place.path(), common.server_core, RAW_TIME / 2).await?;
+    let before = raw_commits(&place, common.server_core).await?;
     let meter = Meter::start(node.pid())?;
     let (stored, done) = put_all(&client, objects, options.concurrency, common.deadline()).await?;
     report.add_operations("put_4k_durable", &done, meter.read()?);
-    let after = raw::commits(place.path(), common.server_core, RAW_TIME / 2).await?;
-    report.add("raw_commit_ops", before.per_second.midpoint(after.per_second));
-    report.add("raw_commit_p50_us", before.latencies.quantile_us(0.5).midpoint(after.latencies.quantile_us(0.5)));
+    let after = raw_commits(&place, common.server_core).await?;
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        report.add(format!("{name}_ops"), before.per_second.midpoint(after.per_second));
+        let p50_us = before.latencies.quantile_us(0.5).midpoint(after.latencies.quantile_us(0.5));
+        report.add(format!("{name}_p50_us"), p50_us);
+    }
 
     // One pass to warm up: what is measured next comes from the node's memory.
     let gets = Gets::new(&client, &stored, seed);
@@ -98,6 +101,13 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
     report.add("raw_read_4k_ops", reads.per_second);
     report.add("raw_read_4k_p50_us", reads.latencies.quantile_us(0.5));
     Ok(report)
+}
+
+/// Half of each raw measurement of commits.
+async fn raw_commits(place: &Place, core: usize) -> Result<[(&'static str, raw::Rate); 2]> {
+    let each = raw::commits(place.path(), core, raw::Append::Each, RAW_TIME / 2).await?;
+    let together = raw::commits(place.path(), core, raw::Append::Together, RAW_TIME / 2).await?;
+    Ok([("raw_commit", each), ("raw_commit_together", together)])
 }
 
 async fn open(report: &mut Report, options: &Small, node: &Node, gets: &Gets, rate: f64) -> Result<()> {
