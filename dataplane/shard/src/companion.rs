@@ -22,6 +22,8 @@ use std::{
     thread,
 };
 
+use crate::fs::simulated;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs jobs in the order in which they come. Its threads have their shard's core and time slice; dropping waits for all jobs
@@ -29,6 +31,9 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Companion {
     jobs: Option<mpsc::Sender<Job>>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Number of its queue, and of its threads.
+    #[cfg(feature = "sim")]
+    simulated: Option<(u64, usize)>,
 }
 
 impl fmt::Debug for Companion {
@@ -41,9 +46,18 @@ impl Companion {
     /// Starts `threads` threads that share one queue; with one, a job begins when the one before has ended. To be called in the
     /// shard.
     pub fn start(name: &str, threads: usize) -> io::Result<Self> {
+        simulated!(|world| {
+            let simulated = Some((world.queue(), threads));
+            Ok(Self { jobs: None, threads: Vec::new(), simulated })
+        });
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
-        let mut this = Self { jobs: Some(jobs), threads: Vec::new() };
+        let mut this = Self {
+            jobs: Some(jobs),
+            threads: Vec::new(),
+            #[cfg(feature = "sim")]
+            simulated: None,
+        };
         for number in 0..threads {
             let queue = queue.clone();
             let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -65,6 +79,10 @@ impl Companion {
         &self,
         job: impl FnOnce() -> R + Send + 'static,
     ) -> impl Future<Output = R> + 'static {
+        #[cfg(feature = "sim")]
+        if let (Some(world), Some((queue, threads))) = (crate::sim::current(), self.simulated) {
+            return Running::Simulated(Box::pin(world.run_job(queue, threads, job)));
+        }
         let call = Arc::new(Call {
             done: AtomicBool::new(false),
             state: Mutex::new(State { result: None, waker: None }),
@@ -75,7 +93,25 @@ impl Companion {
         let jobs = self.jobs.as_ref().expect("taken only by drop");
         jobs.send(Box::new(job)).expect("the thread ends only when this end of its queue is dropped");
         CALLS.with_borrow_mut(|calls| calls.push(call.clone()));
-        Wait(call)
+        Running::Real(Wait(call))
+    }
+}
+
+enum Running<R> {
+    Real(Wait<R>),
+    #[cfg(feature = "sim")]
+    Simulated(Pin<Box<dyn Future<Output = R>>>),
+}
+
+impl<R> Future for Running<R> {
+    type Output = R;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
+        match &mut *self {
+            Self::Real(wait) => Pin::new(wait).poll(cx),
+            #[cfg(feature = "sim")]
+            Self::Simulated(job) => job.as_mut().poll(cx),
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //! * [`spawn_local`], [`sleep`], [`timeout`], [`yield_now`]: tasks and time inside a shard;
 //! * [`mesh`]: bounded rings between shards, and [`mesh::Injector`] into a shard from a foreign thread;
 //! * [`file`](mod@file): O_DIRECT files for logs, direct and page-cache files for reads, [`run_blocking`] for the rest of the file
-//!   system; a [`Companion`] for system calls that wait and are frequent;
+//!   system ([`fs`](mod@fs)); a [`Companion`] for system calls that wait and are frequent;
 //! * [`fd::Readiness`]: waiting on a descriptor the runtime did not make;
 //! * [`buffer::BufferPool`]: reusable aligned buffers;
 //! * [`metrics`]: counters, gauges and histograms for any thread, and their Prometheus text;
@@ -30,11 +30,14 @@ mod error;
 mod executor;
 pub mod fd;
 pub mod file;
+pub mod fs;
 pub mod mesh;
 pub mod metrics;
 mod notice;
 mod registry;
 pub mod signal;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod slice;
 mod stall;
 mod task;
@@ -45,5 +48,5 @@ pub use executor::{ShardPanic, Shards, ShardsConfig, current_shard, start};
 pub use metanode_types::{ShardCount, ShardId};
 pub use notice::io_in_flight;
 pub use stall::Stalls;
-pub use task::{JoinHandle, Task, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now};
-pub use time::{Elapsed, Timer, sleep, timeout};
+pub use task::{JoinHandle, Task, fill_random, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now};
+pub use time::{Elapsed, Timer, now, sleep, timeout};

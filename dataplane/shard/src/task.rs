@@ -10,12 +10,32 @@ use std::{
 
 use glommio::io::PollableFd;
 
-use crate::registry::Registered;
+use crate::{fs::simulated, registry::Registered};
 
 /// A future running in this shard. Dropping it cancels the future; [`Task::detach`] lets it run on; awaiting it gives its
 /// output.
 #[must_use = "a dropped task is cancelled; detach it to let it run"]
-pub struct Task<T>(glommio::Task<T>);
+pub struct Task<T>(Spawned<T>);
+
+enum Spawned<T> {
+    Real(glommio::Task<T>),
+    /// `None` once it is detached.
+    #[cfg(feature = "sim")]
+    Simulated(Owned<T>),
+}
+
+/// Cancels its task when it is dropped.
+#[cfg(feature = "sim")]
+struct Owned<T>(Option<crate::sim::Join<T>>);
+
+#[cfg(feature = "sim")]
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        if let Some(join) = &self.0 {
+            join.cancel();
+        }
+    }
+}
 
 impl<T> fmt::Debug for Task<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,12 +46,22 @@ impl<T> fmt::Debug for Task<T> {
 impl<T> Task<T> {
     /// Lets the task run to its end on its own. The handle may be dropped, or awaited for the output.
     pub fn detach(self) -> JoinHandle<T> {
-        JoinHandle(self.0.detach())
+        match self.0 {
+            Spawned::Real(task) => JoinHandle(Detached::Real(task.detach())),
+            #[cfg(feature = "sim")]
+            Spawned::Simulated(mut owned) => {
+                JoinHandle(Detached::Simulated(owned.0.take().expect("it is detached once")))
+            }
+        }
     }
 
     /// Stops the task and waits until its future is dropped. The output, when it had finished before.
     pub async fn cancel(self) -> Option<T> {
-        self.0.cancel().await
+        match self.0 {
+            Spawned::Real(task) => task.cancel().await,
+            #[cfg(feature = "sim")]
+            Spawned::Simulated(owned) => owned.0.as_ref().and_then(crate::sim::Join::cancel),
+        }
     }
 }
 
@@ -39,12 +69,25 @@ impl<T> Future for Task<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        Pin::new(&mut self.0).poll(cx)
+        match &mut self.0 {
+            Spawned::Real(task) => Pin::new(task).poll(cx),
+            #[cfg(feature = "sim")]
+            Spawned::Simulated(owned) => {
+                let join = owned.0.as_ref().expect("it was not detached");
+                join.poll_end(cx).map(|output| output.expect("only its owner cancels it"))
+            }
+        }
     }
 }
 
 /// The end of a detached task: its output, or `None` when it was cancelled.
-pub struct JoinHandle<T>(glommio::task::JoinHandle<T>);
+pub struct JoinHandle<T>(Detached<T>);
+
+enum Detached<T> {
+    Real(glommio::task::JoinHandle<T>),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Join<T>),
+}
 
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,7 +98,11 @@ impl<T> fmt::Debug for JoinHandle<T> {
 impl<T> JoinHandle<T> {
     /// Asks the task to stop; it is dropped when it would run next.
     pub fn cancel(&self) {
-        self.0.cancel();
+        match &self.0 {
+            Detached::Real(task) => task.cancel(),
+            #[cfg(feature = "sim")]
+            Detached::Simulated(join) => drop(join.cancel()),
+        }
     }
 }
 
@@ -63,21 +110,53 @@ impl<T> Future for JoinHandle<T> {
     type Output = Option<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        Pin::new(&mut self.0).poll(cx)
+        match &mut self.0 {
+            Detached::Real(task) => Pin::new(task).poll(cx),
+            #[cfg(feature = "sim")]
+            Detached::Simulated(join) => join.poll_end(cx),
+        }
     }
 }
 
 /// Runs a future in this shard, until it ends or the shard does. A panic in it takes the whole shard down: see [`ShardPanic`](crate::ShardPanic).
 pub fn spawn_local<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    Task(glommio::spawn_local(Registered::new(future)))
+    simulated!(|world| Task(Spawned::Simulated(Owned(Some(world.spawn(future))))));
+    Task(Spawned::Real(glommio::spawn_local(Registered::new(future))))
 }
 
 /// Lets the other runnable tasks run first, those among them whose [`Companion`](crate::Companion) has answered. I/O, timers and
 /// other shards are *not* looked at: a loop that awaits nothing else starves them until the preemption timer, so such a loop
 /// calls [`yield_queue_now`] now and then.
 pub async fn yield_now() {
+    simulated!(|_world| give_way().await);
     crate::companion::look();
     glommio::executor().yield_now().await;
+}
+
+#[cfg(feature = "sim")]
+async fn give_way() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Fills `bytes` with what nobody can guess.
+pub fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
+    simulated!(|world| {
+        world.fill_random(bytes);
+        Ok(())
+    });
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(())
 }
 
 thread_local! {
@@ -91,6 +170,7 @@ thread_local! {
 /// It waits for a descriptor that is always ready: glommio's own yields stay inside its task queue, and it looks at I/O only
 /// once that is empty or its preemption timer has expired.
 pub async fn yield_queue_now() {
+    simulated!(|_world| give_way().await);
     let ready = ALWAYS_READY.with_borrow_mut(|ready| match ready {
         Some(ready) => Some(ready.clone()),
         slot => {
@@ -107,11 +187,13 @@ pub async fn yield_queue_now() {
 
 /// Whether this task has run long enough that it should yield.
 pub fn need_preempt() -> bool {
+    simulated!(|_world| false);
     glommio::executor().need_preempt()
 }
 
 /// Runs `f` on this shard's blocking thread: for system calls that io_uring lacks (statvfs, a folder's fsync), not for
 /// computation. Requests of one shard run one after the other.
 pub async fn run_blocking<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    simulated!(|world| world.run_job(0, 1, f).await);
     crate::notice::Noticed::new(glommio::executor().spawn_blocking(f)).await
 }

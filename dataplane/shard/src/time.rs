@@ -7,15 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::notice::Notice;
+use crate::{fs::simulated, notice::Notice};
 
 /// The time was up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the time limit has passed")]
 pub struct Elapsed;
 
+/// The time by this shard's clock. What decides anything asks here, so that a simulated clock can answer.
+pub fn now() -> Instant {
+    simulated!(|world| world.instant());
+    Instant::now()
+}
+
 /// Waits. Expect 30 µs to 1.5 ms more than asked.
 pub async fn sleep(duration: Duration) {
+    simulated!(|_world| crate::sim::Sleep::after(duration).await);
     let mut timer = Timer::after(duration);
     poll_fn(|cx| timer.poll_expired(cx)).await;
 }
@@ -23,6 +30,15 @@ pub async fn sleep(duration: Duration) {
 /// Runs `future` for at most `duration`; it is dropped when the time is up. One that completes just then has completed.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
+    #[cfg(feature = "sim")]
+    if crate::sim::current().is_some() {
+        let mut timer = crate::sim::Sleep::after(duration);
+        return poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => timer.poll_expired(cx).map(|()| Err(Elapsed)),
+        })
+        .await;
+    }
     let mut timer = Timer::after(duration);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),

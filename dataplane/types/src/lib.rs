@@ -9,6 +9,7 @@ mod hash;
 mod key;
 pub mod limits;
 mod range;
+pub mod sabotage;
 mod shard;
 mod tag;
 

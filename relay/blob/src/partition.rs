@@ -53,6 +53,8 @@ pub struct RootEntry {
     pub references: u32,
     /// Held, folder.
     pub flags: RecordFlags,
+    /// Its list of extents can't be read, or what it lists is not all there: the next PUT of it writes it anew.
+    pub damaged: bool,
 }
 
 impl RootEntry {
@@ -200,10 +202,13 @@ impl Partition {
     /// Answer to [`Effect::Commit`].
     pub fn committed(&mut self, result: Result<(), Failure>) {
         let order = (self.boot, self.writer.next_sequence() - 1); // one frame at a time: it was the last
-        match self.writer.committed(result) {
-            Ok(committed) => committed.into_iter().for_each(|done| self.commit(done, order)),
-            Err(failed) => self.fail(failed),
-        }
+        self.writer.committed(result).into_iter().for_each(|done| self.commit(done, order));
+    }
+
+    /// Answer to [`Effect::Revoke`].
+    pub fn revoked(&mut self, result: Result<(), Failure>) {
+        let failed = self.writer.revoked(result);
+        self.fail(failed);
     }
 
     /// Number of the next frame.

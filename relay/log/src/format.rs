@@ -36,7 +36,10 @@
 //! A checksum's seed is the CRC-32C of store uuid, log, segment and the offset of what it covers.
 
 use bytes::Bytes;
-use metanode_types::Hash;
+use metanode_types::{
+    Hash,
+    sabotage::{self, Sabotage},
+};
 
 /// Unit of writing: the block of every device we know, and of O_DIRECT.
 pub const BLOCK_BYTES: usize = 4096;
@@ -111,7 +114,8 @@ impl SegmentIdentity {
         let seed = crc32c::crc32c(&self.store);
         let mut place = [0; 14];
         place[..2].copy_from_slice(&self.log.to_le_bytes());
-        place[2..6].copy_from_slice(&self.segment.to_le_bytes());
+        let unseeded = sabotage::is_on(Sabotage::RecycleWithoutGeneration);
+        place[2..6].copy_from_slice(&(if unseeded { 0 } else { self.segment }).to_le_bytes());
         place[6..].copy_from_slice(&offset.to_le_bytes());
         crc32c::crc32c_append(seed, &place)
     }

@@ -1,6 +1,7 @@
 //! Reads a segment back: for recovery, and for moving what is live out of a segment.
 
 use bytes::Bytes;
+use metanode_types::sabotage::{self, Sabotage};
 
 use crate::format::{
     BLOCK_BYTES, FRAME_BYTES_MAX, FrameHeader, HEAD_BYTES, RecordHead, SegmentIdentity, decode_records,
@@ -175,7 +176,7 @@ impl SegmentScan {
         self.last = None;
         self.at = tail;
         self.ended = true;
-        None
+        sabotage::is_on(Sabotage::TornTailIsRot).then(|| ScanStep::Rot { offset: tail, length: self.file_bytes - tail })
     }
 
     fn parse(&self, at: u32) -> Parsed {

@@ -52,8 +52,10 @@ pub struct Committed<T> {
 pub enum Failure {
     /// No room on the disk.
     NoSpace,
-    /// The disk failed; whether the records are there after a restart is open.
+    /// The disk failed; the records are not there.
     Io,
+    /// The disk failed twice; whether the records are there after a restart is open, and the log takes nothing more until then.
+    Unknown,
     /// Too many segments failed in a row; the log takes nothing more.
     ReadOnly,
 }
@@ -78,6 +80,25 @@ pub enum Effect {
         /// What.
         image: FrameImage,
     },
+    /// Cut the segment off before a frame that failed, and sync it: the frame may be on disk all the same, and must not count
+    /// after a restart, since what comes next is decided without it. Answer: [`Writer::revoked`].
+    Revoke {
+        /// Segment.
+        segment: u32,
+        /// First byte that goes.
+        offset: u32,
+    },
+}
+
+/// A frame on its way.
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    segment: u32,
+    offset: u32,
+    /// Why it failed, if it did.
+    failed: Option<Failure>,
+    /// It failed, and its revocation was asked for.
+    revoking: bool,
 }
 
 #[derive(Debug)]
@@ -100,7 +121,7 @@ pub struct Writer<T> {
     reserve_wanted: bool,
     full: bool,
     failures: u32,
-    committing: bool,
+    flight: Option<Flight>,
     in_flight: Vec<(Record, T, Location)>,
     staged: VecDeque<Append<T>>,
     staged_bytes: usize,
@@ -122,7 +143,7 @@ impl<T> Writer<T> {
             reserve_wanted: false,
             full: false,
             failures: 0,
-            committing: false,
+            flight: None,
             in_flight: Vec::new(),
             staged: VecDeque::new(),
             staged_bytes: 0,
@@ -156,7 +177,7 @@ impl<T> Writer<T> {
 
     /// Number of the first frame that is not committed.
     pub fn committed_sequence(&self) -> u64 {
-        self.sequence - u64::from(self.committing)
+        self.sequence - u64::from(self.flight.is_some())
     }
 
     /// Number of the next segment to be made.
@@ -171,7 +192,7 @@ impl<T> Writer<T> {
 
     /// Whether nothing is staged or in flight.
     pub fn is_idle(&self) -> bool {
-        self.staged.is_empty() && !self.committing
+        self.staged.is_empty() && self.flight.is_none()
     }
 
     /// Whether the log takes nothing more, after repeated failures.
@@ -196,7 +217,12 @@ impl<T> Writer<T> {
 
     /// The next thing to do; call until `None` after every input.
     pub fn poll(&mut self) -> Option<Effect> {
-        if !self.committing
+        if let Some(Flight { segment, offset, failed: Some(_), revoking }) = &mut self.flight
+            && !std::mem::replace(revoking, true)
+        {
+            return Some(Effect::Revoke { segment: *segment, offset: *offset });
+        }
+        if self.flight.is_none()
             && !self.staged.is_empty()
             && let Some(effect) = self.next_frame()
         {
@@ -228,26 +254,35 @@ impl<T> Writer<T> {
         }
     }
 
-    /// The frame of [`Effect::Commit`] is written and synced: these records are on disk. Or not: `Err` has those that failed;
-    /// the segment is not used again.
-    #[expect(clippy::type_complexity, reason = "both sides are lists of the same kind of thing")]
-    pub fn committed(&mut self, result: Result<(), Failure>) -> Result<Vec<Committed<T>>, Vec<(Failure, Append<T>)>> {
-        assert!(self.committing, "only an answer to Commit");
-        self.committing = false;
+    /// The frame of [`Effect::Commit`] is written and synced: these records are on disk. Or not: then there are none, the frame
+    /// is to be revoked, and the segment is not used again.
+    pub fn committed(&mut self, result: Result<(), Failure>) -> Vec<Committed<T>> {
+        let flight = self.flight.as_mut().filter(|flight| flight.failed.is_none()).expect("only an answer to Commit");
         match result {
             Ok(()) => {
+                self.flight = None;
                 self.failures = 0;
                 let done = self.in_flight.drain(..);
-                Ok(done.map(|(record, ticket, location)| Committed { record, ticket, location }).collect())
+                done.map(|(record, ticket, location)| Committed { record, ticket, location }).collect()
             }
-            Err(failure) => Err(self.give_up_segment(failure)),
+            Err(failure) => {
+                flight.failed = Some(failure);
+                // What a failed sync leaves in the page cache is unknown, so nothing more goes to that segment.
+                self.active = None;
+                Vec::new()
+            }
         }
     }
 
-    /// What a failed sync leaves in the page cache is unknown, so nothing more goes to that segment.
-    fn give_up_segment(&mut self, failure: Failure) -> Vec<(Failure, Append<T>)> {
-        self.active = None;
-        if failure == Failure::NoSpace {
+    /// The frame of [`Effect::Revoke`] is gone, or may still come back. Returns the records that failed with it.
+    #[must_use = "the callers of these records wait"]
+    pub fn revoked(&mut self, result: Result<(), Failure>) -> Vec<(Failure, Append<T>)> {
+        let flight = self.flight.take().filter(|flight| flight.revoking).expect("only an answer to Revoke");
+        let mut failure = flight.failed.expect("only a frame that failed is revoked");
+        if result.is_err() {
+            failure = Failure::Unknown;
+            self.failures = self.limits.failures_max;
+        } else if failure == Failure::NoSpace {
             self.full = true;
         } else {
             self.failures += 1;
@@ -313,7 +348,8 @@ impl<T> Writer<T> {
         self.sequence += 1;
         self.previous = image.checksum;
         active.at += image.length;
-        self.committing = true;
+        self.flight =
+            Some(Flight { segment: place.identity.segment, offset: place.offset, failed: None, revoking: false });
         Some(Effect::Commit { segment: place.identity.segment, offset: place.offset, image })
     }
 
@@ -361,7 +397,7 @@ mod tests {
 
     fn commit(writer: &mut Writer<u32>) -> Vec<u32> {
         assert!(matches!(writer.poll(), Some(Effect::Commit { .. })));
-        writer.committed(Ok(())).unwrap().into_iter().map(|c| c.ticket).collect()
+        writer.committed(Ok(())).into_iter().map(|c| c.ticket).collect()
     }
 
     #[test]
@@ -373,7 +409,7 @@ mod tests {
         append(&mut writer, 2, 10);
         append(&mut writer, 3, 10);
         assert!(!matches!(writer.poll(), Some(Effect::Commit { .. })), "one frame at a time");
-        let done = writer.committed(Ok(())).unwrap();
+        let done = writer.committed(Ok(()));
         assert_eq!(done.iter().map(|c| c.ticket).collect::<Vec<_>>(), [1]);
         assert_eq!(commit(&mut writer), [2, 3]);
         assert!(writer.is_idle());
@@ -391,8 +427,9 @@ mod tests {
                     Effect::Prepare { segment, .. } => assert!(writer.prepared(segment, Ok(())).is_empty()),
                     Effect::Commit { segment, .. } => {
                         segments.push(segment);
-                        assert_eq!(writer.committed(Ok(())).unwrap().len(), 1);
+                        assert_eq!(writer.committed(Ok(())).len(), 1);
                     }
+                    Effect::Revoke { .. } => panic!("nothing failed"),
                 }
             }
             assert_eq!(segments, [if ticket < 3 { 2 } else { 3 }]);
@@ -423,16 +460,27 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_commit_fails_its_records_and_leaves_the_segment() {
+    fn a_failed_commit_is_revoked_fails_its_records_and_leaves_the_segment() {
         let mut writer = writer();
+        prepare(&mut writer);
         for round in 0..3 {
-            prepare(&mut writer);
             append(&mut writer, round, 10);
             let Some(Effect::Commit { segment, .. }) = writer.poll() else { panic!() };
             assert_eq!(segment, 2 + round);
-            let failed = writer.committed(Err(Failure::Io)).unwrap_err();
-            assert_eq!(failed.len(), 1);
+            if round == 2 {
+                append(&mut writer, 100, 10);
+            }
+            assert!(writer.committed(Err(Failure::Io)).is_empty());
             assert_eq!(writer.active_segment(), None);
+            let Some(Effect::Revoke { segment: revoked, offset: 4096 }) = writer.poll() else { panic!() };
+            assert_eq!(revoked, segment);
+            prepare(&mut writer); // nothing else is to be done meanwhile
+            assert!(writer.poll().is_none());
+            let failed = writer.revoked(Ok(()));
+            let tickets: Vec<_> = failed.iter().map(|(failure, append)| (*failure, append.ticket)).collect();
+            let staged: &[_] = if round == 2 { &[(Failure::ReadOnly, 100)] } else { &[] };
+            assert_eq!(tickets[0], (Failure::Io, round));
+            assert_eq!(tickets.get(1), staged.first());
         }
         assert!(writer.is_read_only());
         let append = Append { record: record(RecordKind::Chunk, 9, 1), ticket: 9, essential: true };

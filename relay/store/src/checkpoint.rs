@@ -1,22 +1,16 @@
 //! Checkpoints of the index: written now and then and when the store is closed, read by recovery.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{io, rc::Rc, time::Duration};
 
 use metanode_blob::partition::{Checkpoint, Coverage, Recovery};
-use metanode_shard::{run_blocking, sleep, yield_now};
+use metanode_shard::{
+    fs::{self, PlainFile, sync_folder},
+    now, run_blocking, sleep, yield_now,
+};
 use metanode_types::{ShardCount, ShardId};
 use tracing::{debug, warn};
 
-use crate::{
-    StoreConfig,
-    folder::{checkpoint_path, sync_folder},
-    shard::Inner,
-};
+use crate::{StoreConfig, folder::checkpoint_path, shard::Inner};
 
 /// Bytes of log behind a checkpoint that make a new one worth its writing: a start reads the heads in them, about a second.
 const LOG_BYTES: u64 = 2 << 30;
@@ -65,26 +59,29 @@ async fn write_alone(inner: &Rc<Inner>) -> io::Result<()> {
     let path = checkpoint_path(&store, shard);
     let new = path.with_extension("new");
     let made = new.clone();
-    let mut file = run_blocking(move || fs::File::create(made)).await?;
+    let mut file = run_blocking(move || PlainFile::create(made)).await?;
+    let mut written = 0;
     let mut checkpoint = Checkpoint::begin(&inner.partition.borrow(), inner.shared.store, shard, inner.shards.get());
     let mut buffer: Vec<u8> = Vec::new();
     let mut more = true;
-    let mut turn = Instant::now();
+    let mut turn = now();
     while more {
         let part = checkpoint.next(&inner.partition.borrow());
         more = part.is_some();
         buffer.extend(part.unwrap_or_default());
         if buffer.len() >= WRITE_BYTES || !more {
             let bytes = std::mem::take(&mut buffer);
-            file = run_blocking(move || file.write_all(&bytes).map(|()| file)).await?;
+            let (at, length) = (written, bytes.len() as u64);
+            file = run_blocking(move || file.write_at(&bytes, at).map(|()| file)).await?;
+            written += length;
         }
-        if turn.elapsed() >= TURN {
+        if now() - turn >= TURN {
             yield_now().await;
-            turn = Instant::now();
+            turn = now();
         }
     }
     run_blocking(move || {
-        file.sync_all()?;
+        file.sync()?;
         fs::rename(new, path)?;
         sync_folder(&store)
     })

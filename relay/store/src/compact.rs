@@ -9,12 +9,16 @@ use std::{collections::HashSet, rc::Rc, time::Duration};
 use bytes::Bytes;
 use metanode_blob::partition::Live;
 use metanode_log::{RecordKind, ScanStep, SegmentIdentity, SegmentScan, format::RecordHead};
-use metanode_shard::{run_blocking, sleep};
+use metanode_shard::{
+    fs::{self, sync_folder},
+    run_blocking, sleep,
+};
+use metanode_types::sabotage::{self, Sabotage};
 use tracing::{debug, warn};
 
 use crate::{
     StoreError,
-    folder::{log_path, segment_path, sync_folder},
+    folder::{log_path, segment_path, spare_path},
     open::make_reserve,
     recover::remove_log_if_empty,
     request::{Notice, Reply, Request},
@@ -125,7 +129,8 @@ async fn move_out(inner: &Rc<Inner>, log: u16, segment: u32, bytes: u64) -> Resu
         };
         batch_bytes += payload.len();
         let tombstone = matches!(head.kind, RecordKind::Unroot | RecordKind::Untag);
-        let droppable = tombstone && inner.shared.nothing_older(log, segment, order);
+        let unneeded = inner.shared.nothing_older(log, segment, order) || sabotage::is_on(Sabotage::DropTombstones);
+        let droppable = tombstone && unneeded;
         batches[inner.owner(&head.key).index()].push((head, payload, droppable));
         if batch_bytes >= BATCH_BYTES {
             send(inner, &mut batches).await?;
@@ -183,8 +188,12 @@ async fn delete(inner: &Rc<Inner>, log: u16, segment: u32) -> Result<(), StoreEr
     let segment_bytes = inner.shared.segment_bytes;
     let own = inner.shard.0;
     let deleted = run_blocking(move || -> std::io::Result<()> {
-        std::fs::remove_file(segment_path(&store, log, segment))?;
-        sync_folder(&log_path(&store, log))?;
+        let path = segment_path(&store, log, segment);
+        match sabotage::is_on(Sabotage::RecycleWithoutGeneration) {
+            true => fs::rename(path, spare_path(&store, log))?,
+            false => fs::remove_file(path)?,
+        }
+        sync_folder(log_path(&store, log))?;
         if foreign {
             remove_log_if_empty(&store, log);
         }

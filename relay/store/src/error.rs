@@ -62,6 +62,9 @@ impl From<OpError> for StoreError {
             OpError::IndexFull => Self::IndexFull,
             OpError::Log(Failure::NoSpace) => Self::DiskFull,
             OpError::Log(Failure::Io) => Self::Storage("a write to the log failed".into()),
+            OpError::Log(Failure::Unknown) => {
+                Self::Storage("a write to the log failed; whether it counts shows after a restart".into())
+            }
             OpError::Log(Failure::ReadOnly) => Self::ReadOnly("writes to the log failed repeatedly".into()),
         }
     }

@@ -7,12 +7,12 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::HashMap,
+    collections::BTreeMap,
     io,
     path::PathBuf,
     rc::Rc,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use metanode_shard::{
     Companion,
     buffer::BufferPool,
     file::{CachedFile, DirectFile, DirectReader},
+    now,
 };
 
 use crate::folder::segment_path;
@@ -52,7 +53,7 @@ const BUFFER_BYTES_MAX: usize = metanode_types::limits::CHUNK_BYTES + 2 * metano
 #[derive(Debug)]
 pub(crate) struct Files {
     store: PathBuf,
-    open: RefCell<HashMap<(u16, u32), Rc<Open>>>,
+    open: RefCell<BTreeMap<(u16, u32), Rc<Open>>>,
     /// Started when first needed.
     readers: OnceCell<Companion>,
     /// A moving average of what a timed read of a large payload took.
@@ -107,9 +108,9 @@ impl Files {
                 }
             };
             let mut buffer = buffers.take();
-            let began = Instant::now();
+            let began = now();
             let range = reader.read_at(&mut buffer, offset, length)?;
-            let took = began.elapsed();
+            let took = now() - began;
             // What is kept of the answer keeps the whole buffer: a much shorter one gets memory of its own.
             if range.len() < buffer.capacity() / 16 * 15 {
                 return Ok((Bytes::copy_from_slice(&buffer.as_slice()[range]), took));

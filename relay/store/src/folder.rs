@@ -50,11 +50,6 @@ pub(crate) fn reserve_path(store: &Path, log: u16) -> PathBuf {
     log_path(store, log).join("reserve")
 }
 
-/// Makes changes of names in a folder durable.
-pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

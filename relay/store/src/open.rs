@@ -2,28 +2,33 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::Write as _,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use metanode_blob::partition::{Order, Partition};
+use metanode_shard::{
+    fill_random,
+    fs::{self, PlainFile, sync_folder},
+    now,
+};
 use metanode_types::{ShardCount, ShardId};
 
 use crate::{
     counters::StoreCounters,
     error::OpenError,
-    folder::{log_path, reserve_path, sync_folder},
+    folder::{log_path, reserve_path},
     recover,
 };
 
 /// Format of the folder that this build reads and writes.
 const FORMAT: u32 = 1;
 
-/// Smallest segment: a root record of 4 TiB and a frame around it still fit.
-const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+/// Smallest segment: a root record of 4 TiB and a frame around it still fit. Simulated stores hold no such blob, and use up
+/// segments faster.
+const SEGMENT_BYTES_MIN: u64 = if cfg!(feature = "sim") { 1 << 20 } else { 4 << 20 };
 
 /// A store on a small disk has smaller segments: the active, the next and the reserve of a log are 3 of these.
 const SEGMENTS_A_DISK: u64 = 64;
@@ -100,14 +105,17 @@ pub(crate) struct SegmentInfo {
 impl StoreShared {
     /// Opens the store in `config.path`, or makes one, and recovers it. Blocks; the caller holds the lock on the data folder.
     pub fn open(config: StoreConfig) -> Result<Self, OpenError> {
-        let started = std::time::Instant::now();
-        fs::create_dir_all(&config.path).map_err(OpenError::io(&config.path))?;
+        let started = now();
+        fs::create_folders(&config.path).map_err(OpenError::io(&config.path))?;
+        // The store's own name must survive too.
+        let around = config.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(around.unwrap_or(Path::new("."))).map_err(OpenError::io(&config.path))?;
         let meta = Meta::open(&config)?;
         for shard in config.shards.iter() {
             make_log(&config.path, shard.0, meta.segment_bytes)?;
         }
         let mut recovered = recover::recover(&config, &meta)?;
-        recovered.report.duration = started.elapsed();
+        recovered.report.duration = now() - started;
         let counters = config.shards.iter().map(|_| Arc::default()).collect();
         Ok(Self(Arc::new(Shared {
             store: meta.store,
@@ -173,9 +181,9 @@ impl Meta {
     /// Reads it, or makes it; counts this opening, durably, so that no two openings share a number.
     fn open(config: &StoreConfig) -> Result<Self, OpenError> {
         let path = config.path.join("meta");
-        let mut meta = match fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text, &path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::make(config)?,
+        let mut meta = match fs::read(&path) {
+            Ok(text) => Self::parse(&String::from_utf8_lossy(&text), &path)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::make(config)?,
             Err(error) => return Err(OpenError::io(path)(error)),
         };
         meta.boot += 1;
@@ -187,9 +195,9 @@ impl Meta {
             meta.boot
         );
         let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
+            let file = PlainFile::create(&new)?;
+            file.write_at(text.as_bytes(), 0)?;
+            file.sync()?;
             fs::rename(&new, &path)?;
             sync_folder(&config.path)
         };
@@ -199,12 +207,8 @@ impl Meta {
 
     fn make(config: &StoreConfig) -> Result<Self, OpenError> {
         let mut store = [0; 16];
-        getrandom::fill(&mut store).map_err(|_| OpenError::Damaged {
-            path: config.path.clone(),
-            what: "the system's random generator failed",
-        })?;
-        let disk = rustix::fs::statvfs(&config.path).map_err(|e| OpenError::io(&config.path)(e.into()))?;
-        let share = disk.f_blocks * disk.f_frsize / SEGMENTS_A_DISK;
+        fill_random(&mut store).map_err(OpenError::io(&config.path))?;
+        let share = fs::space(&config.path).map_err(OpenError::io(&config.path))?.total_bytes / SEGMENTS_A_DISK;
         let bytes = config.segment_bytes.min(share).clamp(SEGMENT_BYTES_MIN, 1 << 30);
         Ok(Self { store, boot: 0, segment_bytes: (bytes >> 20 << 20) as u32 })
     }
@@ -239,7 +243,7 @@ impl Meta {
 /// The folder of a log, with its reserve.
 fn make_log(store: &Path, log: u16, segment_bytes: u32) -> Result<(), OpenError> {
     let folder = log_path(store, log);
-    fs::create_dir_all(&folder).map_err(OpenError::io(&folder))?;
+    fs::create_folders(&folder).map_err(OpenError::io(&folder))?;
     make_reserve(store, log, segment_bytes).map_err(OpenError::io(reserve_path(store, log)))?;
     sync_folder(store).map_err(OpenError::io(store))
 }
@@ -248,17 +252,17 @@ fn make_log(store: &Path, log: u16, segment_bytes: u32) -> Result<(), OpenError>
 /// segment that is freed.
 pub(crate) fn make_reserve(store: &Path, log: u16, segment_bytes: u32) -> std::io::Result<()> {
     let path = reserve_path(store, log);
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path)?;
-    if file.metadata()?.len() == u64::from(segment_bytes) {
+    let file = PlainFile::open_or_create(&path)?;
+    if file.size()? == u64::from(segment_bytes) {
         return Ok(());
     }
-    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, u64::from(segment_bytes)) {
-        Ok(()) => file.sync_all(),
-        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+    match file.allocate(u64::from(segment_bytes)) {
+        Ok(()) => file.sync(),
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             drop(file);
             fs::remove_file(&path)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 
@@ -275,10 +279,10 @@ mod tests {
         assert_eq!((first.boot, second.boot), (1, 2));
         assert_eq!(first.store, second.store);
         let path = folder.path().join("meta");
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("metanode-store 1", "metanode-store 2")).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("metanode-store 1", "metanode-store 2")).unwrap();
         assert!(matches!(Meta::open(&config), Err(OpenError::NewerFormat { found: 2, supported: 1 })));
-        fs::write(&path, text.replace("boot 2", "boot x")).unwrap();
+        std::fs::write(&path, text.replace("boot 2", "boot x")).unwrap();
         assert!(matches!(Meta::open(&config), Err(OpenError::Damaged { .. })));
     }
 }

@@ -11,6 +11,7 @@ use metanode_shard::spawn_local;
 use metanode_types::{
     BlobKind, Hash,
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES, MANIFEST_BYTES_MAX},
+    sabotage::{self, Sabotage},
 };
 
 use crate::{PutOptions, Store, StoreError, Stored, children::ChildNames, local::Notify, release};
@@ -102,7 +103,7 @@ impl PutBulk {
         if let Some(page) = map.page {
             self.store_page(page).await?;
         }
-        self.wait_until(0).await?;
+        self.wait_for_content().await?;
         let inner = self.store.0.clone();
         let children = match self.options.kind {
             BlobKind::Folder => std::mem::take(&mut self.children).finish()?,
@@ -131,10 +132,10 @@ impl PutBulk {
 
     /// A page replaces the names of its chunks in our memory, so it must be readable first.
     async fn store_page(&mut self, page: Bytes) -> Result<(), StoreError> {
-        self.wait_until(0).await?;
+        self.wait_for_content().await?;
         let name = metanode_crypto::hash(&page);
         self.send(name, page, true).await?;
-        self.wait_until(0).await?;
+        self.wait_for_content().await?;
         self.flight.taken.take();
         Ok(())
     }
@@ -157,6 +158,14 @@ impl PutBulk {
         })
         .detach();
         Ok(())
+    }
+
+    /// Waits until all that was sent is durable.
+    async fn wait_for_content(&self) -> Result<(), StoreError> {
+        match sabotage::is_on(Sabotage::RootBeforeChunks) {
+            true => Ok(()),
+            false => self.wait_until(0).await,
+        }
     }
 
     async fn wait_until(&self, in_flight: usize) -> Result<(), StoreError> {

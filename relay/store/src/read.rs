@@ -45,6 +45,14 @@ struct Pin {
     hash: Hash,
 }
 
+impl Pin {
+    /// What the root lists is not what it must be.
+    fn damaged(&self) -> StoreError {
+        self.inner.notice(self.owner, Notice::Damaged(self.hash));
+        StoreError::Corrupt
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         self.inner.notice(self.owner, Notice::Unpin(self.hash));
@@ -67,7 +75,8 @@ impl BlobReader {
                 Fetched::Large { .. } => return Err(StoreError::Corrupt),
             }
         } else {
-            Content::Extents(decode_root(&payload, size_bytes).map_err(|_| StoreError::Corrupt)?)
+            let extents = decode_root(&payload, size_bytes);
+            Content::Extents(extents.map_err(|_| pin.damaged())?)
         };
         Ok(Self { pin, size_bytes, content })
     }
@@ -149,7 +158,7 @@ impl Slice {
                         Source::Extents(extents) if span.length > EXTENT_BYTES => extents.upper.pair(span),
                         Source::Extents(extents) => {
                             let index = (span.start / EXTENT_BYTES) as usize;
-                            extents.page(&self.pin.inner, index, self.size_bytes).await?.outboard.pair(span)
+                            extents.page(&self.pin, index, self.size_bytes).await?.outboard.pair(span)
                         }
                     };
                     nodes.extend_from_slice(&pair.ok_or(StoreError::Corrupt)?.to_bytes());
@@ -162,7 +171,7 @@ impl Slice {
                             if !pieces.is_empty() && extents.current.as_ref().is_some_and(|(at, _)| *at != chunk) {
                                 break; // what is ready can go while the next chunk is waited for
                             }
-                            extents.chunk(&self.pin.inner, chunk, self.size_bytes).await?
+                            extents.chunk(&self.pin, chunk, self.size_bytes).await?
                         }
                     };
                     let start = (span.start - chunk * CHUNK_BYTES as u64) as usize;
@@ -186,24 +195,28 @@ impl Slice {
 }
 
 impl Extents {
-    async fn page(&mut self, inner: &Rc<Inner>, index: usize, size_bytes: u64) -> Result<&ExtentPage, StoreError> {
+    async fn page(&mut self, pin: &Pin, index: usize, size_bytes: u64) -> Result<&ExtentPage, StoreError> {
         if self.page.as_ref().is_none_or(|(at, _)| *at != index) {
             let entry = self.extents.get(index).ok_or(StoreError::Corrupt)?;
-            let bytes = release::chunk(inner, entry.page).await?;
-            let page = ExtentPage::decode(&bytes, index, size_bytes).map_err(|_| StoreError::Corrupt)?;
+            let bytes = match release::chunk(&pin.inner, entry.page).await {
+                // Perhaps the root has a wrong name for it.
+                Err(StoreError::Corrupt) => return Err(pin.damaged()),
+                read => read?,
+            };
+            let page = ExtentPage::decode(&bytes, index, size_bytes).map_err(|_| pin.damaged())?;
             self.page = Some((index, page));
         }
         Ok(&self.page.as_ref().expect("set above").1)
     }
 
     /// The chunk with this index, and starts to read those behind it.
-    async fn chunk(&mut self, inner: &Rc<Inner>, index: u64, size_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn chunk(&mut self, pin: &Pin, index: u64, size_bytes: u64) -> Result<Bytes, StoreError> {
         if let Some((at, bytes)) = &self.current
             && *at == index
         {
             return Ok(bytes.clone());
         }
-        self.read_ahead(inner, index, size_bytes).await?;
+        self.read_ahead(pin, index, size_bytes).await?;
         let (at, task) = self.ahead.pop_front().ok_or(StoreError::Corrupt)?;
         if at != index {
             return Err(StoreError::Corrupt);
@@ -214,15 +227,15 @@ impl Extents {
     }
 
     /// Stays inside the extent of `index`: the page of the next one is fetched when it is reached.
-    async fn read_ahead(&mut self, inner: &Rc<Inner>, index: u64, size_bytes: u64) -> Result<(), StoreError> {
+    async fn read_ahead(&mut self, pin: &Pin, index: u64, size_bytes: u64) -> Result<(), StoreError> {
         let per_extent = EXTENT_BYTES / CHUNK_BYTES as u64;
         let extent = index / per_extent;
         let limit = self.end.min((extent + 1) * per_extent);
         while self.ahead.len() < AHEAD_CHUNKS && self.next < limit {
             let next = self.next;
-            let page = self.page(inner, extent as usize, size_bytes).await?;
+            let page = self.page(pin, extent as usize, size_bytes).await?;
             let name = *page.chunks.get((next % per_extent) as usize).ok_or(StoreError::Corrupt)?;
-            let inner = inner.clone();
+            let inner = pin.inner.clone();
             self.ahead.push_back((next, spawn_local(async move { release::chunk(&inner, name).await })));
             self.next += 1;
         }

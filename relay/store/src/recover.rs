@@ -5,9 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,6 +15,7 @@ use metanode_blob::{
     partition::{Coverage, Order, Partition, Recovery, RootEntry, Source},
 };
 use metanode_log::{BLOCK_BYTES, Location, ScanStep, SegmentIdentity, SegmentScan, WriterLimits};
+use metanode_shard::fs::{self, PlainFile, sync_folder};
 use metanode_types::{BlobKind, Hash, ShardCount, ShardId};
 use tracing::{info, warn};
 
@@ -24,7 +23,7 @@ use crate::{
     StoreConfig, checkpoint,
     children::ChildNames,
     error::OpenError,
-    folder::{log_path, parse_log, parse_segment, segment_path, sync_folder},
+    folder::{log_path, parse_log, parse_segment, segment_path},
     open::{Meta, RecoveryReport, SegmentInfo},
 };
 
@@ -86,10 +85,9 @@ pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, Op
 /// Folders of logs, by number.
 fn logs(store: &Path) -> Result<BTreeMap<u16, PathBuf>, OpenError> {
     let mut logs = BTreeMap::new();
-    for entry in fs::read_dir(store).map_err(OpenError::io(store))? {
-        let entry = entry.map_err(OpenError::io(store))?;
-        if let Some(log) = entry.file_name().to_str().and_then(parse_log) {
-            logs.insert(log, entry.path());
+    for name in fs::names(store).map_err(OpenError::io(store))? {
+        if let Some(log) = name.to_str().and_then(parse_log) {
+            logs.insert(log, store.join(name));
         }
     }
     Ok(logs)
@@ -112,10 +110,9 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn log(&mut self, log: u16, folder: &Path) -> Result<(), OpenError> {
         let mut segments = BTreeMap::new();
-        for entry in fs::read_dir(folder).map_err(OpenError::io(folder))? {
-            let entry = entry.map_err(OpenError::io(folder))?;
-            if let Some(segment) = entry.file_name().to_str().and_then(parse_segment) {
-                segments.insert(segment, entry.path());
+        for name in fs::names(folder).map_err(OpenError::io(folder))? {
+            if let Some(segment) = name.to_str().and_then(parse_segment) {
+                segments.insert(segment, folder.join(name));
             }
         }
         if let Some(last) = segments.keys().next_back() {
@@ -129,28 +126,30 @@ impl Scan<'_> {
 
     fn segment(&mut self, log: u16, segment: u32, path: &Path) -> io::Result<()> {
         let identity = SegmentIdentity { store: self.meta.store, log, segment };
-        let file = File::options().read(true).write(true).open(path)?;
-        let bytes = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX);
+        let file = PlainFile::open_for_change(path)?;
+        let bytes = u32::try_from(file.size()?).unwrap_or(u32::MAX);
         let header = read(&file, 0, BLOCK_BYTES)?;
-        let boot = match SegmentIdentity::decode_header(&header) {
-            Some((found, boot)) if found == identity => boot,
-            // Named, but the header was not written: nothing was acknowledged in it. Otherwise it is not ours to delete.
+        // Frames are written behind a header that is durable. So there are none, and nothing to keep, behind one that was not written,
+        // or is that of another name which the file had before. Otherwise frames say by themselves whether they are this segment's.
+        let (boot, may_go) = match SegmentIdentity::decode_header(&header) {
+            Some((found, boot)) if found == identity => (Some(boot), true),
             None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path),
-            _ => {
-                warn!(path = %path.display(), "the header of a segment is damaged; its records are not served");
-                self.report.rot_bytes += u64::from(bytes);
-                self.found.insert((log, segment));
-                return Ok(());
-            }
+            Some((found, _)) if (found.store, found.log) == (identity.store, log) => (None, true),
+            _ => (None, false),
         };
         self.found.insert((log, segment));
-        if !self.covered.is_empty() && self.covered.iter().all(|c| c.has_segment(log, segment, boot)) {
+        if let Some(boot) = boot
+            && !self.covered.is_empty()
+            && self.covered.iter().all(|c| c.has_segment(log, segment, boot))
+        {
             self.segments.insert((log, segment), SegmentInfo { first: (boot, 0), bytes: bytes.into() });
             return Ok(());
         }
         self.report.segments += 1;
         let mut scan = SegmentScan::new(identity, bytes);
         let mut first = None;
+        let mut last = None;
+        let mut rot_bytes = 0;
         let tail = loop {
             match scan.step() {
                 ScanStep::Read { offset, length } => {
@@ -159,6 +158,7 @@ impl Scan<'_> {
                 ScanStep::Frame { header, records } => {
                     let order = (header.boot, header.sequence);
                     first = first.or(Some(order));
+                    last = Some(header.length);
                     self.report.frames += 1;
                     self.report.records += records.len() as u64;
                     for head in &records {
@@ -171,24 +171,34 @@ impl Scan<'_> {
                 }
                 ScanStep::Rot { offset, length } => {
                     warn!(path = %path.display(), offset, length, "a part of a segment is damaged");
-                    self.report.rot_bytes += u64::from(length);
+                    rot_bytes += u64::from(length);
                 }
                 ScanStep::End { tail } => break tail,
             }
         };
-        let Some(first) = first.filter(|_| tail > BLOCK_BYTES as u32) else {
-            if self.report.rot_bytes == 0 {
+        self.report.rot_bytes += rot_bytes;
+        let Some((first, last)) = first.zip(last).filter(|_| tail > BLOCK_BYTES as u32) else {
+            if rot_bytes == 0 && may_go {
                 self.found.remove(&(log, segment));
                 return fs::remove_file(path);
             }
+            warn!(path = %path.display(), "no frame of a segment can be read");
+            self.report.rot_bytes += u64::from(bytes) - rot_bytes;
             return Ok(());
         };
+        if boot.is_none() {
+            warn!(path = %path.display(), "the header of a segment is damaged; its frames are not");
+            self.report.rot_bytes += BLOCK_BYTES as u64;
+        }
         if tail < bytes {
             self.report.cut_bytes += u64::from(bytes - tail);
-            file.set_len(tail.into())?;
+            file.set_size(tail.into())?;
         }
-        // A frame that was written and not synced when the process died counts from now on, so it must not get lost.
-        file.sync_all()?;
+        // A frame that was written and not synced when the process died counts from now on, so it must not get lost. It is written
+        // again, with the same bytes: behind a sync that failed, a page cache has what the disk has not, and no later sync writes it.
+        let at = u64::from(tail - last);
+        file.write_at(&read(&file, at, last as usize)?, at)?;
+        file.sync()?;
         self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
         Ok(())
     }
@@ -202,25 +212,17 @@ impl Scan<'_> {
     }
 }
 
-fn read(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+fn read(file: &PlainFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
-    let mut done = 0;
-    while done < length {
-        match file.read_at(&mut bytes[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    bytes.truncate(done);
+    let read = file.read_at(&mut bytes, offset)?;
+    bytes.truncate(read);
     Ok(bytes)
 }
 
 /// Counts the references of tags, maps and folders.
 struct Counter<'a> {
     config: &'a StoreConfig,
-    files: HashMap<(u16, u32), File>,
+    files: HashMap<(u16, u32), PlainFile>,
     partitions: &'a mut Vec<Partition>,
 }
 
@@ -244,6 +246,7 @@ impl Counter<'_> {
             for (hash, root) in self.partitions[index].recover_roots() {
                 if self.root(&hash, &root).is_none() {
                     warn!(%hash, "the map of a blob can't be read; nothing is dropped until it is removed");
+                    self.owner(&hash).mark_damaged(&hash);
                     damaged += 1;
                 }
             }
@@ -261,15 +264,19 @@ impl Counter<'_> {
             names.push(*hash); // counted by its partition already
         } else {
             let extents = decode_root(&self.payload(root.location)?, root.size_bytes).ok()?;
+            let mut whole = true;
             for (index, extent) in extents.iter().enumerate() {
                 let page = self.chunk(&extent.page)?;
                 let page = ExtentPage::decode(&page, index, root.size_bytes).ok()?;
                 self.owner(&extent.page).recover_chunk_reference(&extent.page);
                 for name in &page.chunks {
-                    // A chunk that is missing is rot: reading it says so.
-                    self.owner(name).recover_chunk_reference(name);
+                    whole &= self.owner(name).recover_chunk_reference(name);
                 }
                 names.extend(page.chunks);
+            }
+            if !whole {
+                // Rot: reading a chunk that is missing says so, and a PUT of the blob brings it back.
+                self.owner(hash).mark_damaged(hash);
             }
         }
         if root.kind() == BlobKind::Folder {
@@ -297,7 +304,7 @@ impl Counter<'_> {
             if self.files.len() >= FILES_MAX {
                 self.files.clear();
             }
-            let file = File::open(segment_path(&self.config.path, place.0, place.1)).ok()?;
+            let file = PlainFile::open(segment_path(&self.config.path, place.0, place.1)).ok()?;
             self.files.insert(place, file);
         }
         let bytes = read(&self.files[&place], location.offset.into(), location.length as usize).ok()?;
@@ -308,10 +315,9 @@ impl Counter<'_> {
 /// The folder of a log that this number of shards no longer has, once it is empty.
 pub(crate) fn remove_log_if_empty(store: &Path, log: u16) {
     let folder = log_path(store, log);
-    let empty = fs::read_dir(&folder).is_ok_and(|entries| {
-        entries.flatten().all(|entry| entry.file_name().to_str().and_then(parse_segment).is_none())
-    });
-    if empty && let Err(error) = fs::remove_dir_all(&folder) {
+    let empty =
+        fs::names(&folder).is_ok_and(|names| names.iter().all(|name| name.to_str().and_then(parse_segment).is_none()));
+    if empty && let Err(error) = fs::remove_folder(&folder) {
         warn!(path = %folder.display(), %error, "an empty log could not be removed");
     }
 }

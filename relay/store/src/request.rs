@@ -82,6 +82,8 @@ pub(crate) enum Notice {
     ReleaseRoots(Vec<Hash>),
     /// Drop a lease of each of these roots.
     ReleaseLeases(Vec<Hash>),
+    /// The map of this blob can't be read.
+    Damaged(Hash),
     /// This segment is being deleted.
     Forget(u16, u32),
     /// Space was freed: a full log tries again.

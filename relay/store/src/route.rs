@@ -5,6 +5,7 @@ use std::rc::Rc;
 use metanode_blob::partition::{Op, Outcome};
 use metanode_shard::spawn_local;
 use metanode_types::{Hash, ShardId};
+use tracing::warn;
 
 use crate::{
     StoreError,
@@ -47,6 +48,10 @@ impl Inner {
                 Notice::ReleaseChunks(names) => names.iter().for_each(|name| partition.release_chunk(name)),
                 Notice::ReleaseRoots(hashes) => hashes.iter().for_each(|hash| partition.release_root(hash)),
                 Notice::ReleaseLeases(hashes) => hashes.iter().for_each(|hash| partition.release_lease(hash)),
+                Notice::Damaged(hash) => {
+                    warn!(%hash, "the map of a blob is damaged; the next PUT of the blob replaces it");
+                    partition.mark_damaged(&hash);
+                }
                 Notice::Forget(log, segment) => self.files.forget(log, segment),
                 Notice::SpaceFreed => partition.space_freed(),
             }

@@ -300,6 +300,40 @@ fn flip(folder: &Path, bytes: &Bytes) {
 }
 
 #[test]
+fn damaged_headers_cost_nothing_and_stale_ones_hold_no_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = data(5000, 1);
+    let hash = metanode_crypto::hash(&bytes);
+    let stored = bytes.clone();
+    with_store(folder.path(), 1, |store| async move {
+        put(&store, &stored).await;
+    });
+    let log = folder.path().join("log-0000");
+    let name = |segment: u32| log.join(format!("{segment:010}.seg"));
+    let written: Vec<u32> = (0..10).filter(|segment| name(*segment).exists()).collect();
+    // Checkpoints would spare the segments.
+    std::fs::remove_file(folder.path().join("checkpoint-0000")).unwrap();
+    // What a crash leaves between the new name of a recycled file and its new header.
+    let stale = written.last().unwrap() + 5;
+    let header = std::fs::read(name(written[0])).unwrap()[..4096].to_vec();
+    std::fs::write(name(stale), [header.clone(), vec![0; 1 << 20]].concat()).unwrap();
+    // Rot in the header block: the frames behind it are whole.
+    let mut rotten = std::fs::read(name(written[0])).unwrap();
+    rotten[9] ^= 1;
+    std::fs::write(name(written[0]), rotten).unwrap();
+    with_store(folder.path(), 1, move |store| async move {
+        assert_eq!(store.get(hash).await.unwrap(), Fetched::Whole(bytes));
+    });
+    assert!(!name(stale).exists(), "it never held a frame");
+    // A header that is nobody's, and nothing behind it: not ours to delete.
+    std::fs::write(name(stale), vec![9; 1 << 20]).unwrap();
+    std::fs::remove_file(folder.path().join("checkpoint-0000")).unwrap();
+    let shared = StoreShared::open(StoreConfig::new(folder.path().into(), ShardCount::new(1).unwrap())).unwrap();
+    assert!(shared.recovery().rot_bytes >= 1 << 20);
+    assert!(name(stale).exists());
+}
+
+#[test]
 fn concurrent_puts_of_many_blobs_share_frames() {
     let folder = tempfile::tempdir().unwrap();
     with_store(folder.path(), 1, |store| async move {

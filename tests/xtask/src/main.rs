@@ -3,6 +3,7 @@
 //! * [`tidy`]: the rules of the workspace (layers, who may name which crate, `unsafe`, sources, documents), each with its reason.
 //! * [`test`](mod@test) and [`ci`]: the tests, and everything that must hold before a commit.
 //! * [`bench`](mod@bench) with [`floors`]: the product beside its peers, in interleaved rounds, against the floors that it must keep.
+//! * [`sim`]: the store on a simulated machine, seed by seed.
 //! * [`soak`] and [`load`]: many starts, many kills, one large file.
 //! * [`preflight`]: what the system lacks for any of them; [`process`]: children with deadlines, timed steps.
 //!
@@ -14,6 +15,7 @@ mod floors;
 mod load;
 mod preflight;
 mod process;
+mod sim;
 mod soak;
 mod test;
 mod tidy;
@@ -40,6 +42,8 @@ enum Command {
     Tidy,
     /// Measures the product beside its peers and compares with the floors.
     Bench(bench::Options),
+    /// Runs the store on a machine whose disk, clock and power fail, seed by seed.
+    Sim(sim::Options),
     /// Starts and stops the release node many times, half of them under load.
     Soak(soak::Options),
     /// Kills the release node many times and checks that nothing acknowledged is lost.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Sim(options) => return sim::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Crash(options) => return load::crash(&options),
         Command::File(options) => return load::file(&options),

@@ -1,6 +1,6 @@
 use std::{
     fmt, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     path::Path,
 };
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use glommio::io::BufferedFile;
 use rustix::fs::Advice;
 
-use crate::{error::io_error, notice::Noticed};
+use crate::{error::io_error, fs::simulated, notice::Noticed};
 
 /// How a file will be read; see [`CachedFile::advise`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,25 +27,45 @@ pub enum Access {
 ///
 /// A read whose pages are there is one system call on the shard, straight into the result; one that would wait for the disk
 /// goes through io_uring and lets other tasks run.
-pub struct CachedFile(BufferedFile);
+pub struct CachedFile(Inner);
+
+enum Inner {
+    System(BufferedFile),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Handle),
+}
+
+/// Goes on with the operating system's file; a simulated one, whose pages are never in memory, has the other answer.
+macro_rules! system {
+    ($inner:expr, |$handle:ident| $answer:expr) => {
+        match $inner {
+            Inner::System(file) => file,
+            #[cfg(feature = "sim")]
+            Inner::Simulated($handle) => return $answer,
+        }
+    };
+}
 
 impl fmt::Debug for CachedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CachedFile").field(&self.0.as_raw_fd()).finish()
+        let file = system!(&self.0, |handle| handle.fmt(f));
+        f.debug_tuple("CachedFile").field(&file.as_raw_fd()).finish()
     }
 }
 
 impl CachedFile {
     /// Opens an existing file for reading.
     pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
-        Noticed::new(BufferedFile::open(path)).await.map(Self).map_err(io_error)
+        simulated!(|world| world.open(path.as_ref(), crate::sim::Mode::Existing).map(Inner::Simulated).map(Self));
+        Noticed::new(BufferedFile::open(path)).await.map(Inner::System).map(Self).map_err(io_error)
     }
 
     /// Reads up to `len` bytes, fewer only at the end of the file.
     pub async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let file = system!(&self.0, |handle| crate::sim::world()?.read(handle, offset, len).await);
         let mut buffer = Vec::with_capacity(len);
         loop {
-            match self.read_resident(&mut buffer, offset, len) {
+            match read_resident(file, &mut buffer, offset, len) {
                 Ok(0) => return Ok(buffer.into()), // full, or the end of the file
                 Ok(_) => {}
                 Err(error) if would_wait(&error) => break,
@@ -54,7 +74,7 @@ impl CachedFile {
         }
         while buffer.len() < len {
             let at = offset + buffer.len() as u64;
-            let read = Noticed::new(self.0.read_at(at, len - buffer.len())).await.map_err(io_error)?;
+            let read = Noticed::new(file.read_at(at, len - buffer.len())).await.map_err(io_error)?;
             if read.is_empty() {
                 break;
             }
@@ -70,7 +90,7 @@ impl CachedFile {
         // `struct cachestat_range` and `struct cachestat` of `include/uapi/linux/mman.h`.
         let range = [offset, len];
         let mut counts = [0u64; 5]; // cached, dirty, in writeback, evicted, recently evicted
-        let fd = self.0.as_raw_fd();
+        let fd = system!(&self.0, |_handle| false).as_raw_fd();
         // There is no safe interface to this call.
         // SAFETY: the kernel reads two words and writes five, which both places have; the descriptor is open.
         let result = unsafe { libc::syscall(SYS_CACHESTAT, fd, &raw const range, &raw mut counts, 0) };
@@ -81,9 +101,10 @@ impl CachedFile {
     /// The bytes, if all of them lie in the page cache; `None` when a read would wait, or the file ends before. Without them, the
     /// kernel begins to read ahead.
     pub fn try_read_at(&self, offset: u64, len: usize) -> io::Result<Option<Bytes>> {
+        let file = system!(&self.0, |_handle| Ok(None));
         let mut buffer = Vec::with_capacity(len);
         while buffer.len() < len {
-            match self.read_resident(&mut buffer, offset, len) {
+            match read_resident(file, &mut buffer, offset, len) {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
                 Err(error) if would_wait(&error) => return Ok(None),
@@ -93,32 +114,18 @@ impl CachedFile {
         Ok(Some(buffer.into()))
     }
 
-    /// Extends the buffer, towards `len` bytes, with what lies in the page cache; `offset` is that of the buffer's first byte.
-    fn read_resident(&self, buffer: &mut Vec<u8>, offset: u64, len: usize) -> io::Result<usize> {
-        let at = i64::try_from(offset + buffer.len() as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let wanted = len - buffer.len();
-        let spare = &mut buffer.spare_capacity_mut()[..wanted];
-        let vector = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
-        // Safe reads ask for initialised memory, and zeroing 256 KiB costs as much as copying it.
-        // SAFETY: the vector describes the spare capacity, which is ours to write and outlives the call; the descriptor is open.
-        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const vector, 1, at, libc::RWF_NOWAIT) };
-        let Ok(read) = usize::try_from(read) else {
-            return Err(io::Error::last_os_error());
-        };
-        // SAFETY: the kernel has initialised the first `read` bytes of the spare capacity.
-        unsafe { buffer.set_len(buffer.len() + read) };
-        Ok(read)
-    }
-
     /// Tells the kernel how a range will be read; a length of 0 means to the end. A hint: errors don't matter to the reader.
     pub fn advise(&self, offset: u64, len: u64, access: Access) -> io::Result<()> {
+        let file = system!(&self.0, |_handle| Ok(()));
         let advice = match access {
             Access::WillNeed => Advice::WillNeed,
             Access::DontNeed => Advice::DontNeed,
             Access::Random => Advice::Random,
             Access::Sequential => Advice::Sequential,
         };
-        Ok(rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), advice)?)
+        // SAFETY: the file owns the descriptor and closes it only when dropped.
+        let file = unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) };
+        Ok(rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), advice)?)
     }
 
     /// [`advise`](Self::advise): read the range ahead.
@@ -138,20 +145,35 @@ impl CachedFile {
 
     /// Bytes in the file.
     pub async fn size(&self) -> io::Result<u64> {
-        Noticed::new(self.0.file_size()).await.map_err(io_error)
+        let file = system!(&self.0, |handle| crate::sim::world()?.length(handle));
+        Noticed::new(file.file_size()).await.map_err(io_error)
     }
 
     /// Closes the file. Dropping closes it too, at the executor's next turn.
     pub async fn close(self) -> io::Result<()> {
-        Noticed::new(self.0.close()).await.map_err(io_error)
+        let file = system!(self.0, |handle| {
+            drop(handle);
+            Ok(())
+        });
+        Noticed::new(file.close()).await.map_err(io_error)
     }
 }
 
-impl AsFd for CachedFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the file owns the descriptor and closes it only when dropped.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-    }
+/// Extends the buffer, towards `len` bytes, with what lies in the page cache; `offset` is that of the buffer's first byte.
+fn read_resident(file: &BufferedFile, buffer: &mut Vec<u8>, offset: u64, len: usize) -> io::Result<usize> {
+    let at = i64::try_from(offset + buffer.len() as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let wanted = len - buffer.len();
+    let spare = &mut buffer.spare_capacity_mut()[..wanted];
+    let vector = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
+    // Safe reads ask for initialised memory, and zeroing 256 KiB costs as much as copying it.
+    // SAFETY: the vector describes the spare capacity, which is ours to write and outlives the call; the descriptor is open.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, at, libc::RWF_NOWAIT) };
+    let Ok(read) = usize::try_from(read) else {
+        return Err(io::Error::last_os_error());
+    };
+    // SAFETY: the kernel has initialised the first `read` bytes of the spare capacity.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
 }
 
 /// The data is not in memory, or the file system can't tell.

@@ -3,7 +3,7 @@ use std::{fmt, io, path::Path};
 use bytes::Bytes;
 use glommio::io::{BufferedFile, DmaFile, OpenOptions};
 
-use crate::{error::io_error, notice::Noticed};
+use crate::{error::io_error, fs::simulated, notice::Noticed};
 
 /// A file read past the page cache, where the file system allows it.
 pub struct DirectFile(Inner);
@@ -12,6 +12,8 @@ enum Inner {
     Direct(DmaFile),
     /// glommio reads through the page cache on tmpfs, and we do where O_DIRECT is refused.
     Paged(BufferedFile),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Handle),
 }
 
 impl fmt::Debug for DirectFile {
@@ -23,6 +25,7 @@ impl fmt::Debug for DirectFile {
 impl DirectFile {
     /// Opens an existing file.
     pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        simulated!(|world| world.open(path.as_ref(), crate::sim::Mode::Existing).map(Inner::Simulated).map(Self));
         match Noticed::new(Self::reading().dma_open(path.as_ref())).await {
             Ok(file) => Ok(Self(Inner::Direct(file))),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Self::open_refused(path).await,
@@ -48,6 +51,8 @@ impl DirectFile {
         let read = match &self.0 {
             Inner::Direct(file) => Noticed::new(file.read_at(offset, len)).await,
             Inner::Paged(file) => Noticed::new(file.read_at(offset, len)).await,
+            #[cfg(feature = "sim")]
+            Inner::Simulated(file) => return crate::sim::world()?.read(file, offset, len).await,
         };
         Ok(Bytes::copy_from_slice(&read.map_err(io_error)?))
     }

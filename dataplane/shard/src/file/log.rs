@@ -7,6 +7,8 @@ use std::{
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
+use crate::fs::simulated;
+
 /// What O_DIRECT asks of buffers, offsets and lengths on every device we know; also the unit in which logs are padded.
 pub const ALIGNMENT: usize = 4096;
 
@@ -52,7 +54,7 @@ impl AlignedBuffer {
     }
 
     /// Fills the buffer with what the file has from `offset` on, up to `len` bytes; fewer only at its end.
-    fn read_from(&mut self, file: &fs::File, offset: u64, len: usize) -> io::Result<()> {
+    fn read_from(&mut self, file: &Reader, offset: u64, len: usize) -> io::Result<()> {
         self.filled = 0;
         self.reserve(len);
         while self.filled < len {
@@ -111,14 +113,22 @@ impl AlignedBuffer {
 /// [`is_direct`](Self::is_direct). Its methods wait for the disk: call them on threads that may
 /// ([`Companion`](crate::Companion), [`run_blocking`](crate::run_blocking)).
 #[derive(Debug)]
-pub struct LogFile {
-    file: fs::File,
-    direct: bool,
+pub struct LogFile(Log);
+
+#[derive(Debug)]
+enum Log {
+    System {
+        file: fs::File,
+        direct: bool,
+    },
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Handle),
 }
 
 impl LogFile {
     /// Creates a file that must not exist yet.
     pub fn create_new(path: impl AsRef<Path>) -> io::Result<Self> {
+        simulated!(|world| world.open(path.as_ref(), crate::sim::Mode::New).map(Log::Simulated).map(Self));
         let mut new = fs::OpenOptions::new();
         new.write(true).create_new(true).mode(0o640);
         Self::open_with(path.as_ref(), new)
@@ -126,6 +136,7 @@ impl LogFile {
 
     /// Opens an existing file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        simulated!(|world| world.open(path.as_ref(), crate::sim::Mode::Existing).map(Log::Simulated).map(Self));
         let mut existing = fs::OpenOptions::new();
         existing.write(true);
         Self::open_with(path.as_ref(), existing)
@@ -133,7 +144,7 @@ impl LogFile {
 
     fn open_with(path: &Path, mut options: fs::OpenOptions) -> io::Result<Self> {
         match options.custom_flags(libc::O_DIRECT).open(path) {
-            Ok(file) => Ok(Self { file, direct: true }),
+            Ok(file) => Ok(Self(Log::System { file, direct: true })),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Self::open_paged(path),
             Err(error) => Err(error),
         }
@@ -142,7 +153,7 @@ impl LogFile {
     /// The refusal of O_DIRECT comes after the file was created.
     fn open_paged(path: &Path) -> io::Result<Self> {
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path)?;
-        Ok(Self { file, direct: false })
+        Ok(Self(Log::System { file, direct: false }))
     }
 
     /// As if the file system had refused O_DIRECT: for tests of the fallback.
@@ -153,12 +164,22 @@ impl LogFile {
 
     /// Whether writes bypass the page cache. If not, [`fdatasync`](Self::fdatasync) is as durable, only slower.
     pub fn is_direct(&self) -> bool {
-        self.direct && rustix::fs::fcntl_getfl(&self.file).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
+        match &self.0 {
+            Log::System { file, direct } => {
+                *direct && rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
+            }
+            #[cfg(feature = "sim")]
+            Log::Simulated(_) => true,
+        }
     }
 
     /// Reserves space, so that the file has at least `bytes` and writes below can't meet a full disk.
     pub fn allocate(&self, bytes: u64) -> io::Result<()> {
-        Ok(fallocate(&self.file, FallocateFlags::empty(), 0, bytes)?)
+        match &self.0 {
+            Log::System { file, .. } => Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?),
+            #[cfg(feature = "sim")]
+            Log::Simulated(file) => crate::sim::world()?.allocate(file, bytes),
+        }
     }
 
     /// Writes the whole buffer.
@@ -169,28 +190,55 @@ impl LogFile {
         if !bytes.len().is_multiple_of(ALIGNMENT) || !offset.is_multiple_of(ALIGNMENT as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "write is not aligned"));
         }
-        self.file.write_all_at(bytes, offset)
+        match &self.0 {
+            Log::System { file, .. } => file.write_all_at(bytes, offset),
+            #[cfg(feature = "sim")]
+            Log::Simulated(file) => crate::sim::world()?.write_at(file, bytes, offset),
+        }
     }
 
     /// Makes written data, and the size, survive a crash.
     pub fn fdatasync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        match &self.0 {
+            Log::System { file, .. } => file.sync_data(),
+            #[cfg(feature = "sim")]
+            Log::Simulated(file) => crate::sim::world()?.sync(file),
+        }
     }
 }
 
 /// A file that is read past the page cache, where the file system allows it, by plain system calls on a thread that may wait.
 #[derive(Debug)]
-pub struct DirectReader(fs::File);
+pub struct DirectReader(Reader);
+
+#[derive(Debug)]
+enum Reader {
+    System(fs::File),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Handle),
+}
+
+impl Reader {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Self::System(file) => file.read_at(buffer, offset),
+            #[cfg(feature = "sim")]
+            Self::Simulated(file) => crate::sim::world()?.read_at(file, buffer, offset),
+        }
+    }
+}
 
 impl DirectReader {
     /// Opens an existing file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        simulated!(|world| world.open(path.as_ref(), crate::sim::Mode::Existing).map(Reader::Simulated).map(Self));
         let mut options = fs::OpenOptions::new();
         options.read(true);
-        match options.clone().custom_flags(libc::O_DIRECT).open(path.as_ref()) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path).map(Self),
-            result => result.map(Self),
-        }
+        let file = match options.clone().custom_flags(libc::O_DIRECT).open(path.as_ref()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path),
+            result => result,
+        };
+        file.map(Reader::System).map(Self)
     }
 
     /// Reads `len` bytes from `offset` on, fewer only at the end of the file, into a buffer that may get more on both sides. Returns

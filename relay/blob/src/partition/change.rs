@@ -1,11 +1,19 @@
 //! What an operation does to a key that is free: an answer at once, or a record for the log.
 
+use metanode_types::sabotage::{self, Sabotage};
+
 use super::*;
 
 impl Partition {
     /// Does `op`, now or when its key is free; [`Event::Ended`] says how it went.
     pub fn submit(&mut self, token: Token, op: Op) {
         if let Some(pending) = self.pending.get_mut(&op.key()) {
+            if sabotage::is_on(Sabotage::UpgradeEarly)
+                && let (Op::PutWhole { .. }, Some(_)) = (&op, &pending.whole)
+            {
+                let outcome = Outcome::Stored { existed: true, became_folder: false };
+                return self.events.push(Event::Ended(token, Ok(outcome)));
+            }
             pending.waiting.push_back((token, op));
             return;
         }
@@ -73,7 +81,7 @@ impl Partition {
 
     pub(super) fn put_chunk(&mut self, token: Token, name: Hash, bytes: Bytes) -> Result<Option<Outcome>, OpError> {
         if let Some(chunk) = self.chunks.get_mut(&name).filter(|chunk| !chunk.corrupt) {
-            chunk.references += 1;
+            chunk.references += u32::from(!sabotage::is_on(Sabotage::ForgetMatchedChunks));
             return Ok(Some(Outcome::Done));
         }
         self.check_room()?;
@@ -106,7 +114,7 @@ impl Partition {
     /// The answer when the root is there and already as it is wanted.
     pub(super) fn existing_root(&mut self, hash: Hash, root: RootEntry, options: RootOptions) -> Option<Outcome> {
         let folder = options.kind == BlobKind::Folder && root.kind() == BlobKind::Blob;
-        if (options.hold && !root.is_held()) || folder {
+        if (options.hold && !root.is_held()) || folder || root.damaged {
             return None;
         }
         if options.lease {
@@ -154,7 +162,8 @@ impl Partition {
             *self.leases.entry(key).or_default() += 1;
         }
         match class {
-            DurabilityClass::Durable => Ok(None),
+            DurabilityClass::Durable if !sabotage::is_on(Sabotage::AnswerBeforeCommit) => Ok(None),
+            DurabilityClass::Durable => Ok(Some(Outcome::Stored { existed: false, became_folder: false })),
             DurabilityClass::Memory => Ok(Some(Outcome::Stored { existed: false, became_folder: false })),
         }
     }

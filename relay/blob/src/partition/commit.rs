@@ -22,7 +22,8 @@ impl Partition {
                 Outcome::Done
             }
             Change::Whole(options) => {
-                let new = self.roots.get(&key).is_none();
+                // A root that had lost its chunk has no reference to it yet.
+                let new = self.roots.get(&key).is_none() || self.chunks.get(&key).is_none();
                 self.set_chunk(key, location, u32::from(new));
                 self.set_root(record, location, options)
             }
@@ -80,7 +81,8 @@ impl Partition {
         self.lives_record(location, if whole { 0 } else { location.length });
         let before = self.roots.get(&key).copied();
         let references = before.map_or(0, |root| root.references);
-        let entry = RootEntry { location, size_bytes: record.blob_bytes, references, flags: record.flags };
+        let entry =
+            RootEntry { location, size_bytes: record.blob_bytes, references, flags: record.flags, damaged: false };
         self.roots.insert(key, entry);
         match before {
             Some(before) => self.died_record(before.location, if whole { 0 } else { before.location.length }),
@@ -90,7 +92,8 @@ impl Partition {
             *self.leases.entry(key).or_default() += 1;
         }
         let folder = options.kind == BlobKind::Folder && before.is_some_and(|root| root.kind() == BlobKind::Blob);
-        Outcome::Stored { existed: before.is_some(), became_folder: folder }
+        // What a damaged root refers to is not what it should: the new one takes the references of its upload.
+        Outcome::Stored { existed: before.is_some_and(|before| !before.damaged), became_folder: folder }
     }
 
     pub(super) fn moved(&mut self, record: &Record, from: Location, to: Location, order: Order) {

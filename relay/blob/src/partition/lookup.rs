@@ -54,6 +54,14 @@ impl Partition {
         }
     }
 
+    /// What the root of a larger blob lists can't be read, or is not there: the next PUT of the blob writes it anew. References that
+    /// the old one has to what is there stay counted until the next start.
+    pub fn mark_damaged(&mut self, hash: &Hash) {
+        if let Some(root) = self.roots.get_mut(hash).filter(|root| !root.is_whole()) {
+            root.damaged = true;
+        }
+    }
+
     /// Where a tag points.
     pub fn tag(&self, name: &TagName) -> Option<Hash> {
         self.tags.get(name).map(|tag| tag.target)

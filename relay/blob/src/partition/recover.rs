@@ -1,6 +1,6 @@
 //! Rebuilds a partition from the records of all logs.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use metanode_log::{Location, RecordKind, Table, format::RecordHead};
 use metanode_types::{Hash, TagName};
@@ -12,7 +12,7 @@ use super::{ChunkEntry, Live, Order, Partition, RootEntry, TagEntry, Tombstone, 
 pub struct Recovery {
     chunks: Table<(Order, Location)>,
     roots: Table<(Order, RecordHead)>,
-    tags: HashMap<Hash, (Order, RecordHead)>,
+    tags: BTreeMap<Hash, (Order, RecordHead)>,
 }
 
 impl Recovery {
@@ -69,6 +69,7 @@ impl Recovery {
                     size_bytes: head.blob_bytes,
                     references: 0,
                     flags: head.flags,
+                    damaged: false,
                 };
                 partition.lives_record(head.location, if entry.is_whole() { 0 } else { head.location.length });
                 partition.blob_bytes += entry.size_bytes;

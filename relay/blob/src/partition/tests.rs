@@ -58,6 +58,10 @@ impl Bench {
                 image.copy_to(&mut file[offset as usize..]);
                 self.partition.committed(Ok(()));
             }
+            Some(Effect::Revoke { segment, offset }) => {
+                self.disk.get_mut(&segment).unwrap().truncate(offset as usize);
+                self.partition.revoked(Ok(()));
+            }
         }
         self.collect();
         true
@@ -344,6 +348,8 @@ fn the_index_cap_refuses_and_failures_answer_everybody() {
     assert!(matches!(bench.partition.poll(), Some(Effect::Commit { .. })));
     bench.partition.committed(Err(Failure::Io));
     bench.collect();
+    assert!(!bench.ended.contains_key(&first), "it may still be on disk");
+    assert!(bench.step());
     assert_eq!(bench.ended[&first], Err(OpError::Log(Failure::Io)));
     bench.run();
     assert_eq!(bench.ended[&second], Ok(NEW), "decided anew, in the next segment");
@@ -416,4 +422,40 @@ fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_t
         assert_eq!(Recovery::load(&damaged, |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
         assert_eq!(Recovery::load(&bytes[..bytes.len() - 1], |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
     }
+}
+
+#[test]
+fn a_put_replaces_a_damaged_root_and_the_new_one_takes_the_references() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let (hash, chunk, page) = (Hash([1; 32]), hash_of(b"chunk"), hash_of(b"page"));
+    let upload = |bench: &mut Bench| {
+        for (name, bytes) in [(chunk, &b"chunk"[..]), (page, b"page")] {
+            let bytes = Bytes::from_static(bytes);
+            assert_eq!(bench.done(Op::PutChunk { name, bytes }), Ok(Outcome::Done));
+        }
+        let payload = Bytes::from(vec![7; 64]);
+        bench.done(Op::PutRoot { hash, size_bytes: CHUNK_BYTES as u64 + 1, payload, options: DURABLE })
+    };
+    assert_eq!(upload(&mut bench), Ok(NEW));
+    assert_eq!(upload(&mut bench), Ok(OLD));
+    bench.partition.release_chunk(&chunk); // as an upload does that met its root
+    bench.partition.release_chunk(&page);
+    let before = bench.partition.root(&hash).unwrap().location;
+    bench.partition.mark_damaged(&hash);
+    assert_eq!(upload(&mut bench), Ok(NEW), "its references pass to the new root");
+    let root = *bench.partition.root(&hash).unwrap();
+    assert!(root.location != before && !root.damaged);
+    assert_eq!(upload(&mut bench), Ok(OLD));
+}
+
+#[test]
+fn a_root_that_had_lost_its_chunk_refers_to_the_one_that_a_put_brings_back() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let hash = hash_of(b"x");
+    assert_eq!(bench.put(b"x", DURABLE), Ok(NEW));
+    bench.partition.chunks.remove(&hash); // as recovery leaves it when the chunk's frame has rotted and the root has another record
+    assert_eq!(bench.put(b"x", DURABLE), Ok(OLD));
+    assert_eq!(bench.get(hash).unwrap(), b"x");
+    assert_eq!(bench.done(Op::Remove { hash }), Ok(Outcome::Removed));
+    assert!(matches!(bench.partition.chunk(&hash), Source::Corrupt), "its only reference went with the root");
 }
