@@ -170,7 +170,8 @@ impl From<Class> for DurabilityClass {
 
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// What to fetch; /PATH names an entry of a folder
+    /// What to fetch; /PATH names an entry of a folder. Tickets of several nodes for one blob are joined by +: when one fails,
+    /// the next goes on where it stopped
     #[arg(value_name = "HASH|TICKET|TAG[/PATH]")]
     pub(crate) what: Reference,
     /// Where to write it, or - for standard output [default: its name, here]

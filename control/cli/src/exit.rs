@@ -7,6 +7,8 @@ use metanode_node::{NodeError, admin::AdminError, config::ConfigError, data::Dat
 use metanode_store::OpenError;
 use metanode_wire::{ManifestError, Refusal, RefusalCode, TicketError};
 
+use crate::output::visible;
+
 /// The exit codes, as `--help` shows them. [`Exit`] has the numbers.
 pub(crate) const TABLE: &str = "\
 Exit codes:
@@ -43,6 +45,14 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// Whether another node may do better.
+    pub(crate) fn is_of_the_node(self) -> bool {
+        matches!(
+            self,
+            Self::NotFound | Self::NotPermitted | Self::Integrity | Self::Unreachable | Self::Busy | Self::DataFolder
+        )
+    }
+
     /// What a process of this program ended with.
     pub(crate) fn from_code(code: i32) -> Option<Self> {
         const ALL: [Exit; 12] = [
@@ -111,10 +121,10 @@ impl Failure {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (at, message) in self.messages.iter().enumerate() {
-            let message = message.replace('\n', "\n  ");
+            let message = visible(message).replace('\n', "\n  ");
             lines.push(if at == 0 { format!("error: {message}") } else { format!("  caused by: {message}") });
         }
-        lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
+        lines.extend(self.hint.iter().map(|hint| format!("hint: {}", visible(hint))));
         lines
     }
 }

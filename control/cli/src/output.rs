@@ -1,6 +1,9 @@
 //! Data on standard output, as a table for people or as JSON or YAML for programs.
 
-use std::io::{self, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, Write as _},
+};
 
 use serde::Serialize;
 
@@ -36,7 +39,8 @@ impl Format {
             Self::Table => {
                 let lines = value.lines();
                 let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-                let text: String = lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect();
+                let text: String =
+                    lines.iter().map(|(name, value)| format!("{name:width$}  {}\n", visible(value))).collect();
                 write(&text)
             }
             _ => self.data(value),
@@ -101,15 +105,17 @@ impl<R: Row> List<R> {
 fn table_line<R: Row>(cells: &[String]) -> String {
     let mut line = String::new();
     for (at, ((_, width), cell)) in R::COLUMNS.iter().zip(cells).enumerate() {
+        // A row is one line.
+        let cell = visible(cell).replace('\n', "\\u{a}");
         if at > 0 {
             line.push_str("  ");
         }
         let is_last = at + 1 == R::COLUMNS.len();
         let pad = " ".repeat(width.unsigned_abs().saturating_sub(cell.chars().count()));
         match (*width < 0, is_last) {
-            (true, _) => line.extend([&pad, cell.as_str()]),
-            (false, true) => line.push_str(cell),
-            (false, false) => line.extend([cell.as_str(), &pad]),
+            (true, _) => line.extend([pad.as_str(), cell.as_str()]),
+            (false, true) => line.push_str(&cell),
+            (false, false) => line.extend([cell.as_str(), pad.as_str()]),
         }
     }
     line.push('\n');
@@ -128,6 +134,21 @@ fn yaml(value: &impl Serialize) -> Result<String> {
 pub(crate) fn write(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(io_failure("standard output"))
+}
+
+/// Text from a stranger as it may go to a terminal: what would move the cursor, change colours or turn the direction of writing is
+/// shown as its code. Line ends stay.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    // Embeddings, overrides and isolates (Unicode UAX #9) make a name read as another.
+    let is_hidden = |c: char| {
+        (c.is_control() && c != '\n')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    };
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let shown = text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() });
+    Cow::Owned(shown.collect())
 }
 
 /// Bytes for people: `17 B`, `1.5 KiB`, `416 MiB`.
@@ -181,6 +202,13 @@ mod tests {
             assert_eq!(bytes(number), text);
         }
         assert_eq!((count(7), count(1234), count(1_234_567)), ("7".into(), "1,234".into(), "1,234,567".into()));
+    }
+
+    #[test]
+    fn names_from_strangers_do_not_command_the_terminal() {
+        assert_eq!(visible("plain/näme 🙂"), "plain/näme 🙂");
+        assert_eq!(visible("a\u{1b}[2Jb\rc\u{202e}gpj"), "a\\u{1b}[2Jb\\u{d}c\\u{202e}gpj");
+        assert_eq!(table_line::<Line>(&["a\nb".into(), "1".into(), "x".into()]), "a\\u{a}b      1  x\n");
     }
 
     #[derive(Serialize)]

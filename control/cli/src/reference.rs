@@ -8,7 +8,8 @@ use metanode_wire::{RefusalCode, Ticket, TicketError};
 
 use crate::exit::{Exit, Failure, Result};
 
-/// A blob or an entry of a folder: `HASH`, `TICKET` or `TAG`, each perhaps followed by `/PATH`.
+/// A blob or an entry of a folder: `HASH`, `TICKET` (or several for one blob, with `+` between) or `TAG`, each perhaps followed by
+/// `/PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reference {
     Hash {
@@ -17,12 +18,17 @@ pub(crate) enum Reference {
     },
     Ticket {
         ticket: Ticket,
+        /// Other nodes that have the blob.
+        others: Vec<Ticket>,
         hash: Hash,
         path: Option<String>,
     },
     /// A tag, or a tag and a path: both may have slashes, so only the node can tell.
     Tag(String),
 }
+
+/// Nodes that one reference may name: more replicas than that no blob has, and the line would be longer than a page.
+const SOURCES_MAX: usize = 16;
 
 /// A reference whose hash is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +48,21 @@ impl FromStr for Reference {
         if let Ok(hash) = head.parse() {
             return Ok(Self::Hash { hash, path });
         }
-        match head.parse::<Ticket>() {
+        let mut tickets = head.split('+').map(str::parse::<Ticket>);
+        match tickets.next().expect("there is a first piece of every text") {
             Ok(ticket) => {
                 let hash = ticket.hash.ok_or_else(|| {
                     Failure::usage("this ticket names a node, not a blob")
                         .hint("pass it as --node, and name the blob by its hash or tag")
                 })?;
-                Ok(Self::Ticket { ticket, hash, path })
+                let others = tickets.collect::<std::result::Result<Vec<_>, _>>()?;
+                if others.len() >= SOURCES_MAX {
+                    return Err(Failure::usage(format!("at most {SOURCES_MAX} tickets may be joined")));
+                }
+                if others.iter().any(|other| other.hash != Some(hash)) {
+                    return Err(Failure::usage("the tickets are not for the same blob"));
+                }
+                Ok(Self::Ticket { ticket, others, hash, path })
             }
             // Long enough to be a ticket with a typing error rather than a tag.
             Err(error) if error != TicketError::Prefix && head.len() > 60 => Err(error.into()),
@@ -61,11 +75,19 @@ impl FromStr for Reference {
 }
 
 impl Reference {
-    /// The node that it names.
+    /// The node that it names, or the first of them.
     pub(crate) fn ticket(&self) -> Option<&Ticket> {
         match self {
             Self::Ticket { ticket, .. } => Some(ticket),
             Self::Hash { .. } | Self::Tag(_) => None,
+        }
+    }
+
+    /// Further nodes that it names, in their order.
+    pub(crate) fn other_tickets(&self) -> &[Ticket] {
+        match self {
+            Self::Ticket { others, .. } => others,
+            Self::Hash { .. } | Self::Tag(_) => &[],
         }
     }
 
@@ -160,7 +182,18 @@ mod tests {
         let mut ticket =
             Ticket { node: NodeKey([1; 32]), addresses: vec!["127.0.0.1:1".parse().unwrap()], hash: Some(hash()) };
         let parsed = parse(&format!("{ticket}/x"));
-        assert_eq!(parsed, Reference::Ticket { ticket: ticket.clone(), hash: hash(), path: Some("x".into()) });
+        let path = Some("x".to_owned());
+        assert_eq!(
+            parsed,
+            Reference::Ticket { ticket: ticket.clone(), others: Vec::new(), hash: hash(), path: path.clone() }
+        );
+        let second = Ticket { node: NodeKey([2; 32]), ..ticket.clone() };
+        let two = parse(&format!("{ticket}+{second}/x"));
+        let others = vec![second.clone()];
+        assert_eq!(two, Reference::Ticket { ticket: ticket.clone(), others, hash: hash(), path });
+        let foreign = Ticket { hash: Some(Hash([1; 32])), ..second };
+        assert_eq!(format!("{ticket}+{foreign}").parse::<Reference>().unwrap_err().exit, Exit::Usage);
+        assert!(vec![ticket.to_string(); SOURCES_MAX + 1].join("+").parse::<Reference>().is_err());
         assert_eq!(parsed.file_name(), "x");
         let mistyped = ticket.to_string().replace("mn1a", "mn1b");
         assert_eq!(mistyped.parse::<Reference>().unwrap_err().exit, Exit::Usage);

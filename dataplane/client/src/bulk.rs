@@ -7,7 +7,7 @@ use metanode_blob::tree::{SliceDecoder, SliceError};
 use metanode_types::{ByteRange, Hash, limits::CHUNK_BYTES};
 use metanode_wire::{
     Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, encode,
-    message::{BulkBegin, Chunk, GetBulk, PutBulk, PutEnd, Stored as StoredMessage},
+    message::{BulkBegin, Chunk, GetBulk, Have, HaveReply, KnownChunk, PutBulk, PutEnd, Stored as StoredMessage},
 };
 use tokio::time::timeout;
 
@@ -229,19 +229,32 @@ impl Pieces {
     }
 }
 
+/// What an upload does about chunks that the node has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Sends them all the same.
+    No,
+    /// Asks for them first, and sends their names. One that has gone meanwhile ends the upload with `NotFound`; its caller begins anew.
+    Ask,
+}
+
+/// Chunks asked about at once, and held in memory meanwhile: a round trip for each 4 MiB that is not sent.
+const ASK_CHUNKS: usize = 16;
+
 /// Stores what `source` gives, hashing it on the way.
 pub(crate) async fn put(
     link: &Link,
     source: &mut impl BlobSource,
     size_bytes: Option<u64>,
     options: PutOptions,
+    resume: Resume,
 ) -> Result<Stored, ClientError> {
     let (mut send, recv) = open(link).await?;
     let mut incoming = Incoming::new(recv, link.request_timeout);
     let sent = {
         // A node may refuse before it has everything (too large, full): then sending the rest is a waste.
         let mut early = pin!(incoming.frame_whenever(link));
-        let mut sending = pin!(send_all(&mut send, source, size_bytes, options, link.request_timeout));
+        let mut sending = pin!(send_all(link, &mut send, source, size_bytes, options, resume));
         tokio::select! {
             biased;
             frame = &mut early => Err(frame),
@@ -261,6 +274,7 @@ pub(crate) async fn put(
             Err(ClientError::HashMismatch(hash))
         }
         Ok(Err(SendError::Local(error))) => Err(ClientError::Stream(error)),
+        Ok(Err(SendError::Asking(error))) => Err(error),
         Ok(Err(SendError::Slow)) => Err(ClientError::Timeout("sending")),
         Ok(Err(SendError::Remote(error))) => match timeout(REASON_TIMEOUT, incoming.frame_whenever(link)).await {
             // Stopped by the node: the refusal says why.
@@ -285,31 +299,55 @@ fn stored(link: &Link, frame: &Frame) -> Result<Stored, ClientError> {
 
 enum SendError {
     Local(io::Error),
+    Asking(ClientError),
     Remote(quinn::WriteError),
     Slow,
 }
 
 async fn send_all(
+    link: &Link,
     send: &mut quinn::SendStream,
     source: &mut impl BlobSource,
     size_bytes: Option<u64>,
     options: PutOptions,
-    patience: Duration,
+    resume: Resume,
 ) -> Result<(Hash, u64), SendError> {
+    let patience = link.request_timeout;
     let mut head = Vec::new();
     let begin = PutBulk { size_bytes, class: options.class as u8, kind: options.kind as u8, hold: options.hold };
     encode(&mut head, 0, &begin, 0);
     let mut hasher = blake3::Hasher::new();
     let mut sent_bytes = 0;
     let mut is_last = false;
-    while let Some(chunk) = source.next_chunk().await.map_err(SendError::Local)? {
-        assert!(!is_last && !chunk.is_empty() && chunk.len() <= CHUNK_BYTES, "a source keeps its contract");
-        is_last = chunk.len() < CHUNK_BYTES;
-        encode(&mut head, 0, &Chunk {}, chunk.len());
+    let mut asking = resume == Resume::Ask;
+    let mut window: VecDeque<(Bytes, Option<Hash>)> = VecDeque::new();
+    loop {
+        if window.is_empty() {
+            let chunks = if asking { ASK_CHUNKS } else { 1 };
+            while window.len() < chunks
+                && let Some(chunk) = source.next_chunk().await.map_err(SendError::Local)?
+            {
+                assert!(!is_last && !chunk.is_empty() && chunk.len() <= CHUNK_BYTES, "a source keeps its contract");
+                is_last = chunk.len() < CHUNK_BYTES;
+                window.push_back((chunk, None));
+            }
+            if asking {
+                // Where nothing is known, nothing behind is: an upload stops somewhere, and so do questions.
+                asking = mark_known(link, &mut window).await.map_err(SendError::Asking)?;
+            }
+        }
+        let Some((chunk, known)) = window.pop_front() else { break };
         hasher.update(&chunk);
         sent_bytes += chunk.len() as u64;
-        let mut pieces = [std::mem::take(&mut head).into(), chunk];
-        let written = timeout(patience, send.write_all_chunks(&mut pieces)).await;
+        let written = if let Some(name) = known {
+            encode(&mut head, 0, &KnownChunk { name: name.0 }, 0);
+            let mut pieces = [std::mem::take(&mut head).into()];
+            timeout(patience, send.write_all_chunks(&mut pieces)).await
+        } else {
+            encode(&mut head, 0, &Chunk {}, chunk.len());
+            let mut pieces = [std::mem::take(&mut head).into(), chunk];
+            timeout(patience, send.write_all_chunks(&mut pieces)).await
+        };
         written.map_err(|_elapsed| SendError::Slow)?.map_err(SendError::Remote)?;
     }
     let hash = Hash(*hasher.finalize().as_bytes());
@@ -318,4 +356,27 @@ async fn send_all(
     written.map_err(|_elapsed| SendError::Slow)?.map_err(SendError::Remote)?;
     let _ = send.finish(); // an error means that the node has stopped the stream, and answered
     Ok((hash, sent_bytes))
+}
+
+/// Notes the names of the full chunks that the node has; `false` when it has none.
+async fn mark_known(link: &Link, window: &mut VecDeque<(Bytes, Option<Hash>)>) -> Result<bool, ClientError> {
+    let full = || window.iter().filter(|(chunk, _)| chunk.len() == CHUNK_BYTES);
+    let names: Vec<[u8; 32]> = full().map(|(chunk, _)| *blake3::hash(chunk).as_bytes()).collect();
+    if names.is_empty() {
+        return Ok(false);
+    }
+    let frame = match link.call(&Have { names: names.clone() }, Bytes::new()).await {
+        // The question saves bytes; without an answer they are sent.
+        Err(ClientError::Refused(_)) => return Ok(false),
+        answered => answered?,
+    };
+    let reply = link.read::<HaveReply>(&frame)?;
+    if reply.have.len() != names.len() {
+        return Err(link.protocol_error(FrameError::Malformed));
+    }
+    let full = window.iter_mut().filter(|(chunk, _)| chunk.len() == CHUNK_BYTES);
+    for ((_, known), (name, have)) in full.zip(names.iter().zip(reply.have.iter())) {
+        *known = have.then_some(Hash(*name));
+    }
+    Ok(reply.have.iter().any(|have| *have))
 }

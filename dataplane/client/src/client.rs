@@ -16,6 +16,7 @@ use tokio::{io::AsyncRead, sync::OnceCell};
 
 use crate::{
     BlobSink, BlobSource, ClientConfig, ClientError, Fetched, ReaderSource, bulk,
+    bulk::Resume,
     dial::{Dialer, Dialled, STEERABLE_SHARDS_MAX},
     link::{Link, close},
     stream::Rejoined,
@@ -224,7 +225,7 @@ impl Client {
         let size_bytes = bytes.len() as u64;
         let link = self.link_of(&hash).await?;
         if size_bytes > u64::from(link.welcome.whole_bytes_max) {
-            return bulk::put(link, &mut crate::BytesSource(bytes), Some(size_bytes), options).await;
+            return bulk::put(link, &mut crate::BytesSource(bytes), Some(size_bytes), options, Resume::No).await;
         }
         let request = Put { hash: hash.0, class: options.class as u8, kind: options.kind as u8, hold: options.hold };
         let frame = link.call(&request, bytes).await?;
@@ -254,13 +255,35 @@ impl Client {
         size_bytes: Option<u64>,
         options: PutOptions,
     ) -> Result<Stored, ClientError> {
+        self.put_chunks(source, size_bytes, options, Resume::No).await
+    }
+
+    /// As [`Client::put_source`], from a source that can be opened again: chunks that the node has, because an earlier upload
+    /// of the same bytes was interrupted or because other blobs have them, are not sent. `NotFound` says that one of them has gone
+    /// meanwhile: begin anew with [`Client::put_source`].
+    pub async fn put_again(
+        &self,
+        source: &mut impl BlobSource,
+        size_bytes: Option<u64>,
+        options: PutOptions,
+    ) -> Result<Stored, ClientError> {
+        self.put_chunks(source, size_bytes, options, Resume::Ask).await
+    }
+
+    async fn put_chunks(
+        &self,
+        source: &mut impl BlobSource,
+        size_bytes: Option<u64>,
+        options: PutOptions,
+        resume: Resume,
+    ) -> Result<Stored, ClientError> {
         let link = self.link(self.inner.primary).await?;
         let first = source.next_chunk().await.map_err(ClientError::Stream)?;
         // A chunk shorter than a whole one is the last: the blob is small and goes to the shard that owns it.
         match first {
             None => self.put_whole(Bytes::new(), options).await,
             Some(chunk) if chunk.len() < metanode_types::limits::CHUNK_BYTES => self.put_whole(chunk, options).await,
-            first => bulk::put(link, &mut Rejoined { first, rest: source }, size_bytes, options).await,
+            first => bulk::put(link, &mut Rejoined { first, rest: source }, size_bytes, options, resume).await,
         }
     }
 

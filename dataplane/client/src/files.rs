@@ -1,7 +1,8 @@
 //! Blobs from and to files.
 //!
 //! A file that is fetched is written beside its final name, as `.NAME.metanode-part-…`, from verified bytes only; it is synced
-//! and then renamed. Whoever finds a file under the final name has all of it, and the right one.
+//! and then renamed. Whoever finds a file under the final name has all of it, and the right one. What an interrupted fetch of a large
+//! blob has left under the other name is gone on with by the next one to the same place.
 
 mod part;
 mod plain;
@@ -11,12 +12,12 @@ use std::{
     fs::{File, Metadata},
     io,
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use bytes::Bytes;
-use metanode_types::{ByteRange, Hash};
+use metanode_types::{ByteRange, Hash, limits::GROUP_BYTES};
 use metanode_wire::RefusalCode;
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,6 +32,9 @@ const WRITE_BUFFERS: usize = 8;
 
 /// Chunks read ahead: 2 MiB a file.
 const READ_AHEAD_CHUNKS: usize = 8;
+
+/// Files from this size on go on where an interrupted upload stopped, and are fetched into a part that can be gone on with.
+const RESUMED_BYTES_MIN: u64 = 4 << 20;
 
 /// How often a whole file is sent again when the node is busy, and how long that may take in all.
 const BUSY_PATIENCE: Duration = Duration::from_secs(60);
@@ -134,14 +138,19 @@ pub struct FileSink {
 impl FileSink {
     /// Starts to write `file` from its beginning.
     pub fn new(file: File, how: FileIo) -> io::Result<Self> {
+        Self::from(file, 0, how)
+    }
+
+    /// Starts to write `file` from byte `offset` on.
+    pub fn from(file: File, offset: u64, how: FileIo) -> io::Result<Self> {
         let (full, take_full) = mpsc::channel(WRITE_BUFFERS - 2);
         let (give_empty, empty) = mpsc::channel(WRITE_BUFFERS);
         let (tell, end) = oneshot::channel();
         match how {
             FileIo::Plain => drop(tokio::task::spawn_blocking(move || {
-                let _ = tell.send(plain::write(file, take_full, &give_empty)); // nobody waits after a failed transfer
+                let _ = tell.send(plain::write(file, offset, take_full, &give_empty)); // nobody waits after a failed transfer
             })),
-            FileIo::Uring => uring::write(file, take_full, give_empty, tell)?,
+            FileIo::Uring => uring::write(file, offset, take_full, give_empty, tell)?,
         }
         Ok(Self { buffer: Vec::with_capacity(WRITE_BUFFER_BYTES), full: Some(full), empty, end: Some(end) })
     }
@@ -219,10 +228,17 @@ pub(crate) async fn put_opened(
     progress: &Progress,
 ) -> Result<Stored, ClientError> {
     let mut waited = Duration::ZERO;
+    // Of a file that is sent in a moment, asking would take as long.
+    let mut may_ask = size_bytes >= RESUMED_BYTES_MIN;
     loop {
         let inner = FileSource::new(open()?, how).map_err(ClientError::io(path))?;
         let mut source = Counted { inner, progress: progress.clone() };
-        match client.put_source(&mut source, Some(size_bytes), options).await {
+        let stored = match may_ask {
+            true => client.put_again(&mut source, Some(size_bytes), options).await,
+            false => client.put_source(&mut source, Some(size_bytes), options).await,
+        };
+        match stored {
+            Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::NotFound && may_ask => may_ask = false,
             Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::Busy && waited < BUSY_PATIENCE => {
                 let pause = busy_pause(&refusal);
                 tokio::time::sleep(pause).await;
@@ -250,7 +266,8 @@ pub async fn get_into(
     client.get_range(hash, range, sink).await
 }
 
-/// Fetches a range of a blob into the file `target`, which must not exist unless `replace`.
+/// Fetches a range of a blob into the file `target`, which must not exist unless `replace`. All of a large blob goes on where an
+/// earlier attempt stopped.
 pub async fn get_file(
     client: &Client,
     hash: Hash,
@@ -260,15 +277,97 @@ pub async fn get_file(
     how: FileIo,
     progress: &Progress,
 ) -> Result<Fetched, ClientError> {
+    let mut whole = None;
+    if range == ByteRange::ALL {
+        match client.get_whole(hash).await? {
+            Got::Large { size_bytes } if size_bytes >= RESUMED_BYTES_MIN => {
+                return get_resumed(client, hash, size_bytes, target, replace, how, progress).await;
+            }
+            Got::Large { .. } => {}
+            Got::Whole(bytes) => whole = Some(bytes),
+        }
+    }
     let part = PartFile::create(target, replace)?;
     let file = part.open().map_err(ClientError::io(target))?;
     let inner = FileSink::new(file, how).map_err(ClientError::io(target))?;
     let mut sink = Counted { inner, progress: progress.clone() };
-    let fetched = get_into(client, hash, range, &mut sink).await.map_err(of_file(target))?;
+    let fetched = match whole {
+        Some(bytes) => {
+            sink.take(0, &bytes).await.map_err(ClientError::Stream).map_err(of_file(target))?;
+            let size_bytes = bytes.len() as u64;
+            Fetched { size_bytes, taken_bytes: size_bytes }
+        }
+        None => client.get_range(hash, range, &mut sink).await.map_err(of_file(target))?,
+    };
     sink.inner.finish().await.map_err(ClientError::io(target))?;
     part.publish()?;
     progress.add_file();
     Ok(fetched)
+}
+
+/// What a blob is fetched to when it is fetched to `target`, and stays when that is interrupted; `None` when nothing has stayed.
+pub fn part_of(target: &Path, hash: &Hash) -> Option<(PathBuf, u64)> {
+    let part = part::resumed_name(target, hash).ok()?;
+    let bytes = std::fs::symlink_metadata(&part).ok().filter(Metadata::is_file)?.len();
+    Some((part, bytes))
+}
+
+/// Fetches all of a large blob, beginning behind what an earlier attempt has left.
+async fn get_resumed(
+    client: &Client,
+    hash: Hash,
+    size_bytes: u64,
+    target: &Path,
+    replace: bool,
+    how: FileIo,
+    progress: &Progress,
+) -> Result<Fetched, ClientError> {
+    let mut trust_part = true;
+    loop {
+        let (part, found_bytes) = PartFile::resume(target, replace, &hash)?;
+        let file = part.open().map_err(ClientError::io(target))?;
+        // Buffers are written side by side: behind the first that is missing, a killed process may have left others.
+        let certain_bytes = found_bytes.saturating_sub((WRITE_BUFFERS * WRITE_BUFFER_BYTES) as u64);
+        let held_bytes =
+            if trust_part { certain_bytes.min(size_bytes) / GROUP_BYTES as u64 * GROUP_BYTES as u64 } else { 0 };
+        file.set_len(held_bytes).map_err(ClientError::io(target))?;
+        progress.expect(1, size_bytes);
+        progress.add_bytes(held_bytes);
+        let inner = FileSink::from(file, held_bytes, how).map_err(ClientError::io(target))?;
+        let mut sink = Counted { inner, progress: progress.clone() };
+        let rest = ByteRange { offset: held_bytes, length: u64::MAX };
+        let fetched = if held_bytes < size_bytes {
+            client.get_range(hash, rest, &mut sink).await
+        } else {
+            Ok(Fetched { size_bytes, taken_bytes: 0 })
+        };
+        // What has been verified is for the next attempt, whatever ended this one.
+        let written = sink.inner.finish().await;
+        let fetched = fetched.map_err(of_file(target))?;
+        written.map_err(ClientError::io(target))?;
+        // The proof of the rest does not say that the part held the blob's beginning.
+        if held_bytes > 0 && hash_file(part.path()).await.map_err(ClientError::io(target))? != hash {
+            part.discard();
+            if std::mem::replace(&mut trust_part, false) {
+                continue;
+            }
+            return Err(ClientError::HashMismatch(hash));
+        }
+        part.publish()?;
+        progress.add_file();
+        return Ok(Fetched { size_bytes: fetched.size_bytes, taken_bytes: size_bytes });
+    }
+}
+
+/// The hash of what is in a file.
+async fn hash_file(path: &Path) -> io::Result<Hash> {
+    let path = path.to_owned();
+    let hash = tokio::task::spawn_blocking(move || {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Ok(Hash(*hasher.finalize().as_bytes()))
+    });
+    hash.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

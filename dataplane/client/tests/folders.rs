@@ -194,8 +194,18 @@ async fn files_are_whole_or_absent() {
     assert!(get_file(&client, Hash([4; 32]), &here.path().join("missing")).await.unwrap_err().refusal_code().is_some());
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 2, "file and copy");
     let bad = FakeNode::start(Fault::FlippedBit);
-    let hash = bad.hold(data);
-    let got = get_file(&bad.client().await, hash, &here.path().join("bad")).await;
+    let hash = bad.hold(data.clone());
+    let target = here.path().join("bad");
+    let got = get_file(&bad.client().await, hash, &target).await;
     assert!(matches!(got, Err(ClientError::HashMismatch(_))));
-    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 2, "what was wrong left nothing");
+    assert!(!target.exists());
+    // What was verified before the wrong byte stays beside it, and another node goes on from there.
+    if let Some((part, held)) = files::part_of(&target, &hash) {
+        assert!(fs::read(part).unwrap() == data[..held as usize], "only what was verified stays");
+    }
+    let good = FakeNode::start(Fault::None);
+    assert_eq!(good.hold(data.clone()), hash);
+    get_file(&good.client().await, hash, &target).await.unwrap();
+    assert!(fs::read(&target).unwrap() == data);
+    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 3, "what was wrong left nothing");
 }

@@ -16,7 +16,7 @@ use metanode_types::{
 };
 use metanode_wire::{
     Frame, FrameError, FrameReader, Kind, Message, Refusal, RefusalCode, encode,
-    message::{BulkBegin, Chunk, GetBulk, PutBulk, PutEnd},
+    message::{BulkBegin, Chunk, GetBulk, KnownChunk, PutBulk, PutEnd},
 };
 
 use crate::{
@@ -171,16 +171,22 @@ async fn receive(session: &Rc<Session>, input: &mut Input, request: &Takeover) -
     loop {
         let frame = input.next(session).await?;
         match frame.kind {
-            Kind::Chunk => {
-                frame.message::<Chunk>()?;
-                if short || frame.body.is_empty() {
+            Kind::Chunk | Kind::KnownChunk => {
+                let chunk = if frame.kind == Kind::Chunk {
+                    frame.message::<Chunk>()?;
+                    frame.body
+                } else {
+                    let name = Hash(frame.message::<KnownChunk>()?.name);
+                    known_chunk(session, name, !frame.body.is_empty()).await?
+                };
+                if short || chunk.is_empty() {
                     return Err(malformed(format_args!(
                         "only the last chunk is shorter than {CHUNK_BYTES} bytes, none is empty"
                     ))
                     .into());
                 }
-                short = frame.body.len() < CHUNK_BYTES;
-                taken_bytes += frame.body.len() as u64;
+                short = chunk.len() < CHUNK_BYTES;
+                taken_bytes += chunk.len() as u64;
                 if taken_bytes > size_bytes.unwrap_or(BLOB_BYTES_MAX) {
                     return Err(Refusal::new(
                         RefusalCode::TooLarge,
@@ -188,7 +194,7 @@ async fn receive(session: &Rc<Session>, input: &mut Input, request: &Takeover) -
                     )
                     .into());
                 }
-                upload.push(frame.body).await?;
+                upload.push(chunk).await?;
             }
             Kind::PutEnd => {
                 let hash = Hash(frame.message::<PutEnd>()?.hash);
@@ -202,6 +208,21 @@ async fn receive(session: &Rc<Session>, input: &mut Input, request: &Takeover) -
             }
             other => return Err(FrameError::Unexpected(other).into()),
         }
+    }
+}
+
+/// A chunk that the client knows to be here. Its tree is made from its bytes, so they are read; only the way over the network is saved.
+async fn known_chunk(session: &Session, name: Hash, has_body: bool) -> Result<Bytes, Failure> {
+    if has_body {
+        return Err(malformed(format_args!("KnownChunk has no body")).into());
+    }
+    match session.shard.store.chunk(name).await {
+        Ok(chunk) if chunk.len() == CHUNK_BYTES => Ok(chunk),
+        // Gone, or not to be trusted: either way the client has to send it.
+        Ok(_) | Err(StoreError::Corrupt | StoreError::NotFound) => {
+            Err(Refusal::new(RefusalCode::NotFound, "the chunk is not here any more").into())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -52,6 +52,7 @@ operations! {
     ListBlobs = "list_blobs",
     ListTags = "list_tags",
     NodeStatus = "node_status",
+    Have = "have",
 }
 
 /// Counters of one shard. Written by that shard alone, read by the threads of metrics page and local socket.

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use metanode_types::{Hash, limits::FRAME_BODY_BYTES_MAX};
 use metanode_wire::{
     Message, Refusal, RefusalCode, encode,
-    message::{BlobPage, Data, Done, NodeStatusReply, StatReply, Stored as StoredMessage, TagPage, TagTarget, Welcome},
+    message::{
+        BlobPage, Data, Done, HaveReply, NodeStatusReply, StatReply, Stored as StoredMessage, TagPage, TagTarget,
+        Welcome,
+    },
 };
 
 use metanode_store::{StoreError, Stored};
@@ -33,6 +36,7 @@ pub(crate) enum Reply {
     Blobs(BlobPage),
     Tags(TagPage),
     Status(Box<NodeStatusReply>),
+    Have(Vec<bool>),
     Refused(Refusal),
 }
 
@@ -114,6 +118,7 @@ impl Batch {
             Reply::Blobs(page) => self.push(request, &page, Bytes::new()),
             Reply::Tags(page) => self.push(request, &page, Bytes::new()),
             Reply::Status(message) => self.push(request, &*message, Bytes::new()),
+            Reply::Have(have) => self.push(request, &HaveReply { have }, Bytes::new()),
             Reply::Refused(refusal) => self.push(request, &refusal.to_message(), Bytes::new()),
         }
     }

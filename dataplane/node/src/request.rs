@@ -3,11 +3,14 @@
 use bytes::Bytes;
 use metanode_shard::run_blocking;
 use metanode_store::{Fetched, PutOptions, StoreError, WHOLE_BYTES_MAX};
-use metanode_types::{BlobKind, DurabilityClass, Hash, TagName, limits::LIST_PAGE_MAX};
+use metanode_types::{
+    BlobKind, DurabilityClass, Hash, TagName,
+    limits::{HAVE_CHUNKS_MAX, LIST_PAGE_MAX},
+};
 use metanode_wire::{
     Frame, FrameError, Kind, Refusal, RefusalCode,
     message::{
-        BlobEntry, BlobPage, Get, Hello, ListBlobs, ListTags, NodeStatus, Put, Remove, Stat, StatReply, TagEntry,
+        BlobEntry, BlobPage, Get, Have, Hello, ListBlobs, ListTags, NodeStatus, Put, Remove, Stat, StatReply, TagEntry,
         TagGet, TagPage, TagRemove, TagSet, Welcome,
     },
 };
@@ -33,6 +36,7 @@ pub(crate) enum Request {
     ListBlobs { after: Option<Hash>, count: usize },
     ListTags { after: Option<TagName>, count: usize },
     NodeStatus,
+    Have(Vec<Hash>),
 }
 
 /// Why a frame is no request.
@@ -91,6 +95,15 @@ impl Request {
                 Self::ListTags { after, count: page(list.count.to_native()) }
             }
             Kind::NodeStatus => frame.message::<NodeStatus>().map(|_| Self::NodeStatus)?,
+            Kind::Have => {
+                let have = frame.message::<Have>()?;
+                if have.names.len() > HAVE_CHUNKS_MAX {
+                    return Err(
+                        malformed(format_args!("one request asks about {HAVE_CHUNKS_MAX} chunks at most")).into()
+                    );
+                }
+                Self::Have(have.names.iter().map(|name| Hash(*name)).collect())
+            }
             Kind::AdminStop => {
                 let refusal = Refusal::new(RefusalCode::NotSupported, "a node is stopped over its local socket only");
                 return Err(refusal.into());
@@ -109,7 +122,9 @@ impl Request {
             | Self::ListBlobs { .. }
             | Self::ListTags { .. }
             | Self::NodeStatus => session.rights.read,
-            Self::Put { .. } | Self::Remove(_) | Self::TagSet(..) | Self::TagRemove(_) => session.rights.write,
+            Self::Put { .. } | Self::Remove(_) | Self::TagSet(..) | Self::TagRemove(_) | Self::Have(_) => {
+                session.rights.write
+            }
         }
     }
 }
@@ -206,6 +221,7 @@ async fn perform(session: &Session, request: Request) -> Result<Reply, StoreErro
             let entries = entries.map(|line| TagEntry { name: line.name.as_str().to_owned(), hash: line.hash.0 });
             Reply::Tags(TagPage { entries: entries.collect(), more: page.more })
         }
+        Request::Have(names) => Reply::Have(store.have_chunks(&names).await?),
         Request::NodeStatus => {
             let state = session.shard.state.clone();
             // statvfs(2) may wait when the data folder is on a network file system.

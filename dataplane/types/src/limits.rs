@@ -47,6 +47,9 @@ pub const MANIFEST_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Entries in one page of a listing, so that a page fits [`FRAME_HEAD_BYTES_MAX`] with the longest names.
 pub const LIST_PAGE_MAX: usize = 128;
 
+/// Chunks that one request asks about: their names, 32 KiB, fit [`FRAME_HEAD_BYTES_MAX`].
+pub const HAVE_CHUNKS_MAX: usize = 1024;
+
 /// Addresses in a ticket: one per family and interface of a usual host; keeps a ticket on one line.
 pub const TICKET_ADDRESSES_MAX: usize = 8;
 

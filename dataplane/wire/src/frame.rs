@@ -48,6 +48,8 @@ pub enum Kind {
     ListBlobs = 0x0d,
     ListTags = 0x0e,
     NodeStatus = 0x0f,
+    Have = 0x10,
+    KnownChunk = 0x11,
     AdminStop = 0x40,
     Welcome = 0x81,
     Data = 0x82,
@@ -59,6 +61,7 @@ pub enum Kind {
     BlobPage = 0x8d,
     TagPage = 0x8e,
     NodeStatusReply = 0x8f,
+    HaveReply = 0x90,
     Refused = 0xff,
 }
 
@@ -80,6 +83,8 @@ impl Kind {
         Self::ListBlobs,
         Self::ListTags,
         Self::NodeStatus,
+        Self::Have,
+        Self::KnownChunk,
         Self::AdminStop,
         Self::Welcome,
         Self::Data,
@@ -91,6 +96,7 @@ impl Kind {
         Self::BlobPage,
         Self::TagPage,
         Self::NodeStatusReply,
+        Self::HaveReply,
         Self::Refused,
     ];
 

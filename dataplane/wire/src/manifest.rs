@@ -296,6 +296,24 @@ mod tests {
     }
 
     #[test]
+    fn a_million_entries_are_taken_and_one_more_is_refused() {
+        let mut manifest =
+            Manifest { entries: (0..MANIFEST_ENTRIES_MAX).map(|i| file(&format!("{i:07}"), 1)).collect() };
+        let mut bytes = manifest.encode().unwrap();
+        assert!(bytes.len() as u64 <= metanode_types::limits::MANIFEST_BYTES_MAX);
+        assert_eq!(Manifest::decode(&bytes).unwrap().entries.len(), MANIFEST_ENTRIES_MAX);
+        manifest.entries.push(file("x", 1));
+        assert_eq!(manifest.encode(), Err(ManifestError::Limit("number of entries")));
+        // A count that the bytes don't have costs nothing.
+        bytes[12..16].copy_from_slice(&(MANIFEST_ENTRIES_MAX as u32 + 1).to_le_bytes());
+        assert_eq!(Manifest::decode(&bytes), Err(ManifestError::Limit("number of entries")));
+        bytes.truncate(MANIFEST_HEADER_BYTES);
+        bytes[8..12].copy_from_slice(&(MANIFEST_ENTRIES_MAX as u32).to_le_bytes());
+        bytes[12..16].copy_from_slice(&(MANIFEST_ENTRIES_MAX as u32).to_le_bytes());
+        assert_eq!(Manifest::decode(&bytes), Err(ManifestError::Length));
+    }
+
+    #[test]
     fn hostile_paths_and_trees_are_refused() {
         for path in ["", "/a", "a/", "a//b", "..", "../a", "a/../b", ".", "a/.", "a\0b"] {
             let mut manifest = Manifest { entries: vec![folder("a"), file(path, 1)] };

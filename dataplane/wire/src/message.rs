@@ -95,7 +95,7 @@ messages! {
         hold: bool,
     }
 
-    /// Store a blob of any size; takes the stream. [`Chunk`] frames follow, then one [`PutEnd`]. Answer: [`Stored`].
+    /// Store a blob of any size; takes the stream. [`Chunk`] and [`KnownChunk`] frames follow, then one [`PutEnd`]. Answer: [`Stored`].
     PutBulk {
         /// Bytes, when known beforehand: lets the node refuse early.
         size_bytes: Option<u64>,
@@ -109,6 +109,25 @@ messages! {
 
     /// The next 256 KiB of a [`PutBulk`], in the body; only the last may be shorter, and none is empty.
     Chunk {}
+
+    /// In place of a [`Chunk`] of a full 256 KiB that the node has, by an earlier, perhaps interrupted upload. Refused with `NotFound`,
+    /// which ends the transfer, when it is not there any more: then the upload begins anew, with all bytes.
+    KnownChunk {
+        /// BLAKE3 of the chunk's bytes.
+        name: [u8; 32],
+    }
+
+    /// Which of these chunks the node has; for those who may write. Answer: [`HaveReply`].
+    Have {
+        /// BLAKE3 of each chunk's bytes; at most `HAVE_CHUNKS_MAX`.
+        names: Vec<[u8; 32]>,
+    }
+
+    /// Answer to [`Have`]. It may be out of date when it arrives.
+    HaveReply {
+        /// In the order of the names.
+        have: Vec<bool>,
+    }
 
     /// All chunks were sent.
     PutEnd {
@@ -294,7 +313,7 @@ pub struct TagEntry {
 
 #[cfg(test)]
 mod tests {
-    use metanode_types::limits::{FRAME_HEAD_BYTES_MAX, LIST_PAGE_MAX, TAG_NAME_BYTES_MAX};
+    use metanode_types::limits::{FRAME_HEAD_BYTES_MAX, HAVE_CHUNKS_MAX, LIST_PAGE_MAX, TAG_NAME_BYTES_MAX};
 
     use super::*;
 
@@ -311,6 +330,9 @@ mod tests {
         assert!(out.len() < FRAME_HEAD_BYTES_MAX);
         out.clear();
         crate::encode(&mut out, 0, &blobs, 0);
+        assert!(out.len() < FRAME_HEAD_BYTES_MAX);
+        out.clear();
+        crate::encode(&mut out, 0, &Have { names: vec![[0; 32]; HAVE_CHUNKS_MAX] }, 0);
         assert!(out.len() < FRAME_HEAD_BYTES_MAX);
     }
 }

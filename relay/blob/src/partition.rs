@@ -8,7 +8,8 @@
 //!
 //! * **One change of a key at a time.** A key with a record on its way is *pending*; further operations on it wait and are then
 //!   decided anew. So identical PUTs join, and the order of records of a key in the log is the order of its changes.
-//! * **References are derived.** A chunk is kept by the roots that list it and by uploads in progress, a root by being held, by
+//! * **References are derived.** A chunk is kept by the roots that list it and by uploads in progress, for a while behind an
+//!   interrupted one, a root by being held, by
 //!   tags, folders and leases. Counts are not stored: recovery counts again.
 //! * **A root commits after its content.** Whoever stages a root holds references to chunks that are committed.
 //! * **Every dropped root leaves a tombstone,** which stays until no older segment could bring the root back.
@@ -156,6 +157,7 @@ pub struct Partition {
     pins: FxHashMap<Hash, Pin>,
     pending: FxHashMap<Hash, Pending>,
     live: FxHashMap<(u16, u32), Live>,
+    orphans: Orphans,
     blob_bytes: u64,
     entries_max: usize,
     boot: u64,
@@ -180,6 +182,7 @@ impl Partition {
             pins: FxHashMap::default(),
             pending: FxHashMap::default(),
             live: FxHashMap::default(),
+            orphans: Orphans::default(),
             blob_bytes: 0,
             entries_max,
             boot,
@@ -258,10 +261,12 @@ mod checkpoint;
 mod commit;
 mod lookup;
 mod op;
+mod orphans;
 mod recover;
 mod references;
 pub use checkpoint::{Checkpoint, Coverage, MalformedCheckpoint};
 pub use op::{Event, Op, OpError, Outcome, ReleasedRoot, RootOptions};
+use orphans::Orphans;
 pub use recover::Recovery;
 
 #[cfg(test)]

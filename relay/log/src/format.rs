@@ -104,7 +104,7 @@ pub struct SegmentIdentity {
     pub store: [u8; 16],
     /// Number of the log.
     pub log: u16,
-    /// Number of the segment in its log; never used twice.
+    /// Number of the segment in its log; no two files have the same, and none comes twice in one opening of the store.
     pub segment: u32,
 }
 

@@ -9,7 +9,8 @@
 //!
 //! * A block that was acknowledged is never rewritten: frames are padded to [`BLOCK_BYTES`], and a restarted node begins a new
 //!   segment.
-//! * Segment numbers are never used twice, and every checksum is seeded with the store, the log, the segment and the offset: what
+//! * A segment's number comes again only in a later opening of the store, when no file has it, with that opening's number in its header;
+//!   and every checksum is seeded with the store, the log, the segment and the offset: what
 //!   an older use of the same blocks left behind is never taken for a record.
 //! * Frame *n* + 1 is not written before frame *n* was synced. So a bad frame with a valid one behind it is rot, and a bad frame
 //!   with none behind it is a torn tail, which nobody was promised.

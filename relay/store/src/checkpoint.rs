@@ -1,6 +1,6 @@
 //! Checkpoints of the index: written now and then and when the store is closed, read by recovery.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, io, rc::Rc, time::Duration};
 
 use metanode_blob::partition::{Checkpoint, Coverage, Recovery};
 use metanode_shard::{
@@ -92,7 +92,14 @@ async fn write_alone(inner: &Rc<Inner>) -> io::Result<()> {
 
 /// Loads the checkpoints of all partitions, if they are all there, whole, and of one number of shards; then returns what they
 /// cover. Otherwise the log is read from its beginning.
-pub(crate) fn load(config: &StoreConfig, store: [u8; 16], recoveries: &mut Vec<Recovery>) -> Vec<Coverage> {
+///
+/// `begun_in` knows the segments that are on disk and the openings that they were begun in, where their headers say it.
+pub(crate) fn load(
+    config: &StoreConfig,
+    store: [u8; 16],
+    begun_in: &BTreeMap<(u16, u32), Option<u64>>,
+    recoveries: &mut Vec<Recovery>,
+) -> Vec<Coverage> {
     let read = |shard: u16| fs::read(checkpoint_path(&config.path, shard)).ok();
     let Some(first) = read(0) else { return Vec::new() };
     let Some(shards) = Coverage::decode(&first).ok().and_then(|coverage| ShardCount::new(coverage.shards)) else {
@@ -104,7 +111,11 @@ pub(crate) fn load(config: &StoreConfig, store: [u8; 16], recoveries: &mut Vec<R
         let loaded = read(shard.0).and_then(|bytes| {
             let coverage = Coverage::decode(&bytes).ok()?;
             let ours = coverage.store == store && coverage.shard == shard.0 && coverage.shards == shards.get();
-            (ours && Recovery::load(&bytes, owner, recoveries).is_ok()).then_some(coverage)
+            let exists = |log, segment| match begun_in.get(&(log, segment)) {
+                Some(boot) => boot.is_none_or(|boot| coverage.knows_segment(boot)),
+                None => false,
+            };
+            (ours && Recovery::load(&bytes, exists, owner, recoveries).is_ok()).then_some(coverage)
         });
         let Some(coverage) = loaded else {
             warn!(shard = shard.0, "a checkpoint is missing or damaged; reading the whole log");

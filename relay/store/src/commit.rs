@@ -24,6 +24,7 @@ use crate::{
     error::failure,
     folder::{filling_path, log_path, reserve_path, segment_path, spare_path},
     open::{SegmentInfo, Shared},
+    request::Notice,
     shard::Inner,
 };
 
@@ -254,7 +255,10 @@ async fn prepare(inner: Rc<Inner>, segment: u32, reserve: bool) {
     inner.partition.borrow_mut().prepared(segment, result);
     inner.dispatch();
     inner.work.notify();
-    if result.is_err() {
+    if let Err(failure) = result {
+        if failure == Failure::NoSpace {
+            inner.shards.iter().for_each(|shard| inner.notice(shard, Notice::DropOrphans));
+        }
         inner.compact.notify();
         return;
     }

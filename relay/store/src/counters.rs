@@ -23,6 +23,7 @@ pub struct StoreCounters {
     pub blob_bytes: Gauge,
     pub segments: Gauge,
     pub segment_bytes: Gauge,
+    pub orphan_bytes: Gauge,
     pub mesh_requests: Counter,
 }
 
@@ -49,6 +50,7 @@ impl StoreCounters {
         out.gauge("store_blob_bytes", "Bytes of the blobs' contents", l, &self.blob_bytes);
         out.gauge("store_segments", "Segments", l, &self.segments);
         out.gauge("store_segment_bytes", "Bytes of segment files", l, &self.segment_bytes);
+        out.gauge("store_orphan_bytes", "Bytes that interrupted uploads have left", l, &self.orphan_bytes);
         out.counter("store_mesh_requests_total", "Requests that went to another shard", l, &self.mesh_requests);
     }
 }

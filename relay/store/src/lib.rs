@@ -155,4 +155,6 @@ pub struct Usage {
     pub segments: u64,
     /// Bytes of their files.
     pub segment_bytes: u64,
+    /// Bytes of chunks that interrupted uploads have left.
+    pub orphan_bytes: u64,
 }

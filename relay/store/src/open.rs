@@ -70,8 +70,10 @@ pub struct RecoveryReport {
     pub rot_bytes: u64,
     /// Larger blobs whose map can't be read.
     pub damaged_blobs: u64,
-    /// Chunks and roots that nobody referred to.
+    /// Roots that nobody referred to.
     pub dropped: u64,
+    /// Chunks that nobody referred to: kept for a while, for an upload that goes on.
+    pub orphans: u64,
     /// How long it took.
     pub duration: Duration,
 }

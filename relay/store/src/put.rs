@@ -19,7 +19,7 @@ use crate::{PutOptions, Store, StoreError, Stored, children::ChildNames, local::
 /// Chunks of one PUT that may wait for their commit: 4 MiB, which is one large frame of the log.
 const WINDOW_CHUNKS: usize = 16;
 
-/// A PUT in progress. Dropping it gives back what it took.
+/// A PUT in progress. Dropping it leaves the chunks that it has stored as orphans, so that another one can go on.
 #[derive(Debug)]
 pub struct PutBulk {
     store: Store,
@@ -148,7 +148,7 @@ impl PutBulk {
         spawn_local(async move {
             let result = inner.op(inner.owner(&name), Op::PutChunk { name, bytes }).await;
             match result {
-                Ok(_) if flight.abandoned.get() => inner.release_chunks(vec![name]),
+                Ok(_) if flight.abandoned.get() => inner.abandon_chunks(vec![name]),
                 Ok(_) if page => flight.pages.borrow_mut().push(name),
                 Ok(_) => flight.taken.borrow_mut().push(name),
                 Err(error) => _ = flight.error.borrow_mut().get_or_insert(error),
@@ -192,13 +192,13 @@ impl Drop for PutBulk {
         }
         let inner = self.store.0.clone();
         spawn_local(async move {
-            inner.release_chunks(taken);
+            inner.abandon_chunks(taken);
             for page in pages {
                 let names = match release::chunk(&inner, page).await {
                     Ok(bytes) => metanode_blob::extent::ExtentPage::chunk_names(&bytes).unwrap_or_default(),
-                    Err(_) => Vec::new(), // the next start drops what nobody refers to
+                    Err(_) => Vec::new(), // the next start finds what nobody refers to
                 };
-                inner.release_chunks(names);
+                inner.abandon_chunks(names);
                 inner.release_chunks(vec![page]);
             }
         })

@@ -4,7 +4,7 @@
 //! heads, not payloads, except of large blobs' maps and folders' manifests, whose references are counted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     io,
     path::{Path, PathBuf},
 };
@@ -35,24 +35,18 @@ pub(crate) struct Recovered {
 
 pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, OpenError> {
     let mut recoveries: Vec<Recovery> = config.shards.iter().map(|_| Recovery::new()).collect();
-    let covered = checkpoint::load(config, meta.store, &mut recoveries);
-    let mut scan = Scan {
-        config,
-        meta,
-        recoveries,
-        covered,
-        found: BTreeSet::new(),
-        segments: BTreeMap::new(),
-        next: BTreeMap::new(),
-        report: RecoveryReport::default(),
-    };
-    for (log, folder) in logs(&config.path)? {
-        scan.log(log, &folder)?;
+    let Found { segments: found, next } = Found::look(config, meta)?;
+    let begun_in = found.iter().map(|(place, segment)| (*place, segment.begun_in)).collect();
+    let covered = checkpoint::load(config, meta.store, &begun_in, &mut recoveries);
+    let mut scan =
+        Scan { config, meta, recoveries, covered, segments: BTreeMap::new(), report: RecoveryReport::default() };
+    for ((log, segment), found) in found {
+        scan.segment(log, segment, &found).map_err(OpenError::io(&found.path))?;
     }
-    let Scan { mut recoveries, found, segments, next, mut report, .. } = scan;
-    for recovery in &mut recoveries {
-        recovery.keep_existing(|log, segment| found.contains(&(log, segment)));
+    for log in logs(&config.path)?.values() {
+        sync_folder(log).map_err(OpenError::io(log))?;
     }
+    let Scan { recoveries, segments, mut report, .. } = scan;
     let limits = WriterLimits::for_segments(meta.segment_bytes);
     let entries = (config.index_entries_max / u64::from(config.shards.get())) as usize;
     let mut tags = Vec::new();
@@ -73,8 +67,9 @@ pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, Op
     report.damaged_blobs = damaged;
     for partition in &mut partitions {
         // What a damaged map refers to is unknown: then nothing is dropped until it is mended or removed.
-        let (chunks, roots) = partition.recover_end(damaged == 0);
-        report.dropped += (chunks + roots) as u64;
+        let (orphans, roots) = partition.recover_end(damaged == 0);
+        report.orphans += orphans as u64;
+        report.dropped += roots as u64;
     }
     if report.segments > 0 {
         info!(segments = report.segments, frames = report.frames, records = report.records, "recovered");
@@ -93,52 +88,74 @@ fn logs(store: &Path) -> Result<BTreeMap<u16, PathBuf>, OpenError> {
     Ok(logs)
 }
 
+/// A segment file with something in it.
+struct FoundSegment {
+    path: PathBuf,
+    /// The opening that its header names, unless that is damaged.
+    begun_in: Option<u64>,
+    /// Without frames it is nobody's.
+    may_go: bool,
+}
+
+/// What is on disk, by log and segment.
+struct Found {
+    segments: BTreeMap<(u16, u32), FoundSegment>,
+    /// First unused segment number of each log.
+    next: BTreeMap<u16, u32>,
+}
+
+impl Found {
+    /// Reads the headers of all segments. Removes those that never had one.
+    fn look(config: &StoreConfig, meta: &Meta) -> Result<Self, OpenError> {
+        let mut this = Self { segments: BTreeMap::new(), next: BTreeMap::new() };
+        for (log, folder) in logs(&config.path)? {
+            for name in fs::names(&folder).map_err(OpenError::io(&folder))? {
+                let Some(segment) = name.to_str().and_then(parse_segment) else { continue };
+                let next = this.next.entry(log).or_default();
+                *next = (*next).max(segment + 1);
+                let path = folder.join(name);
+                let identity = SegmentIdentity { store: meta.store, log, segment };
+                if let Some(found) = FoundSegment::look(&path, identity).map_err(OpenError::io(&path))? {
+                    this.segments.insert((log, segment), found);
+                }
+            }
+        }
+        Ok(this)
+    }
+}
+
+impl FoundSegment {
+    fn look(path: &Path, identity: SegmentIdentity) -> io::Result<Option<Self>> {
+        let header = read(&PlainFile::open(path)?, 0, BLOCK_BYTES)?;
+        // Frames are written behind a header that is durable. So there are none, and nothing to keep, behind one that was not written,
+        // or is that of another name which the file had before. Otherwise frames say by themselves whether they are this segment's.
+        let (begun_in, may_go) = match SegmentIdentity::decode_header(&header) {
+            Some((found, boot)) if found == identity => (Some(boot), true),
+            None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path).map(|()| None),
+            Some((found, _)) if (found.store, found.log) == (identity.store, identity.log) => (None, true),
+            _ => (None, false),
+        };
+        Ok(Some(Self { path: path.to_owned(), begun_in, may_go }))
+    }
+}
+
 struct Scan<'a> {
     config: &'a StoreConfig,
     meta: &'a Meta,
     recoveries: Vec<Recovery>,
     /// What the checkpoints hold, by partition of their number of shards; empty without them.
     covered: Vec<Coverage>,
-    /// Every segment file, damaged ones too.
-    found: BTreeSet<(u16, u32)>,
     segments: BTreeMap<(u16, u32), SegmentInfo>,
-    /// First unused segment number of each log.
-    next: BTreeMap<u16, u32>,
     report: RecoveryReport,
 }
 
 impl Scan<'_> {
-    fn log(&mut self, log: u16, folder: &Path) -> Result<(), OpenError> {
-        let mut segments = BTreeMap::new();
-        for name in fs::names(folder).map_err(OpenError::io(folder))? {
-            if let Some(segment) = name.to_str().and_then(parse_segment) {
-                segments.insert(segment, folder.join(name));
-            }
-        }
-        if let Some(last) = segments.keys().next_back() {
-            self.next.insert(log, last + 1);
-        }
-        for (segment, path) in segments {
-            self.segment(log, segment, &path).map_err(OpenError::io(&path))?;
-        }
-        sync_folder(folder).map_err(OpenError::io(folder))
-    }
-
-    fn segment(&mut self, log: u16, segment: u32, path: &Path) -> io::Result<()> {
+    fn segment(&mut self, log: u16, segment: u32, found: &FoundSegment) -> io::Result<()> {
+        let FoundSegment { path, begun_in: boot, may_go } = found;
         let identity = SegmentIdentity { store: self.meta.store, log, segment };
         let file = PlainFile::open_for_change(path)?;
         let bytes = u32::try_from(file.size()?).unwrap_or(u32::MAX);
-        let header = read(&file, 0, BLOCK_BYTES)?;
-        // Frames are written behind a header that is durable. So there are none, and nothing to keep, behind one that was not written,
-        // or is that of another name which the file had before. Otherwise frames say by themselves whether they are this segment's.
-        let (boot, may_go) = match SegmentIdentity::decode_header(&header) {
-            Some((found, boot)) if found == identity => (Some(boot), true),
-            None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path),
-            Some((found, _)) if (found.store, found.log) == (identity.store, log) => (None, true),
-            _ => (None, false),
-        };
-        self.found.insert((log, segment));
-        if let Some(boot) = boot
+        if let Some(boot) = *boot
             && !self.covered.is_empty()
             && self.covered.iter().all(|c| c.has_segment(log, segment, boot))
         {
@@ -178,8 +195,7 @@ impl Scan<'_> {
         };
         self.report.rot_bytes += rot_bytes;
         let Some((first, last)) = first.zip(last).filter(|_| tail > BLOCK_BYTES as u32) else {
-            if rot_bytes == 0 && may_go {
-                self.found.remove(&(log, segment));
+            if rot_bytes == 0 && *may_go {
                 return fs::remove_file(path);
             }
             warn!(path = %path.display(), "no frame of a segment can be read");

@@ -49,6 +49,8 @@ pub(crate) enum Request {
     Tags(Option<TagName>, usize),
     /// Take a reference to each of these roots, or to none: then the first that is missing.
     Refer(Vec<Hash>),
+    /// Which of these chunks are here.
+    Have(Vec<Hash>),
     /// What of these segments still counts.
     Live(Vec<(u16, u32)>),
     /// Move what still counts of these records; answered when it is durable.
@@ -67,6 +69,7 @@ pub(crate) enum Reply {
     Blobs(Vec<BlobLine>),
     Tags(Vec<TagLine>),
     Refer(Result<(), Hash>),
+    Have(Vec<bool>),
     Live(Vec<Live>),
     Move(Result<(), StoreError>),
 }
@@ -78,6 +81,10 @@ pub(crate) enum Notice {
     Unpin(Hash),
     /// Drop a reference to each of these chunks.
     ReleaseChunks(Vec<Hash>),
+    /// Drop an upload's reference to each of these chunks, and keep them for a while.
+    AbandonChunks(Vec<Hash>),
+    /// A disk is full: let go of what interrupted uploads have left.
+    DropOrphans,
     /// Drop a reference to each of these roots.
     ReleaseRoots(Vec<Hash>),
     /// Drop a lease of each of these roots.

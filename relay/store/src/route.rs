@@ -46,6 +46,8 @@ impl Inner {
             match notice {
                 Notice::Unpin(hash) => partition.unpin(hash),
                 Notice::ReleaseChunks(names) => names.iter().for_each(|name| partition.release_chunk(name)),
+                Notice::AbandonChunks(names) => names.iter().for_each(|name| partition.abandon_chunk(name)),
+                Notice::DropOrphans => _ = partition.drop_orphans(),
                 Notice::ReleaseRoots(hashes) => hashes.iter().for_each(|hash| partition.release_root(hash)),
                 Notice::ReleaseLeases(hashes) => hashes.iter().for_each(|hash| partition.release_lease(hash)),
                 Notice::Damaged(hash) => {
@@ -79,6 +81,12 @@ impl Inner {
     pub(crate) fn release_chunks(self: &Rc<Self>, names: Vec<Hash>) {
         for (owner, group) in by_owner(names, self.shards) {
             self.notice(owner, Notice::ReleaseChunks(group));
+        }
+    }
+
+    pub(crate) fn abandon_chunks(self: &Rc<Self>, names: Vec<Hash>) {
+        for (owner, group) in by_owner(names, self.shards) {
+            self.notice(owner, Notice::AbandonChunks(group));
         }
     }
 

@@ -43,6 +43,10 @@ impl Inner {
                 let tags = self.partition.borrow().tags_page(after.as_ref(), count);
                 Reply::Tags(tags.into_iter().map(|(name, hash)| TagLine { name, hash }).collect())
             }
+            Request::Have(names) => {
+                let partition = self.partition.borrow();
+                Reply::Have(names.iter().map(|name| !matches!(partition.chunk(name), Source::Corrupt)).collect())
+            }
             Request::Refer(hashes) => Reply::Refer(self.serve_refer(hashes).await),
             Request::Live(segments) => {
                 let partition = self.partition.borrow();

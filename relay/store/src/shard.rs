@@ -4,12 +4,13 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Token, tag_key};
 use metanode_crypto::HashBatcher;
-use metanode_shard::spawn_local;
+use metanode_shard::{sleep, spawn_local};
 use metanode_types::{BlobKind, Hash, ShardCount, ShardId, TagName};
 use rustc_hash::FxHashMap;
 use tracing::{error, warn};
@@ -101,6 +102,7 @@ impl Store {
         spawn_local(route::receive(inner.clone())).detach();
         spawn_local(compact::run(inner.clone())).detach();
         spawn_local(checkpoint::run(inner.clone())).detach();
+        spawn_local(age_orphans(inner.clone())).detach();
         inner.dispatch(); // what recovery staged
         inner.compact.notify();
         Ok(Self(inner))
@@ -170,6 +172,28 @@ impl Store {
     /// A reader for ranges; the blob's content stays while it lives.
     pub async fn read(&self, hash: Hash) -> Result<BlobReader, StoreError> {
         BlobReader::open(self.clone(), hash).await
+    }
+
+    /// A chunk of a larger blob, verified, whatever blob it belongs to.
+    pub async fn chunk(&self, name: Hash) -> Result<Bytes, StoreError> {
+        release::chunk(&self.0, name).await
+    }
+
+    /// Which of these chunks are here, in their order: for an upload that goes on where another one stopped. The answer may be out of
+    /// date when it comes.
+    pub async fn have_chunks(&self, names: &[Hash]) -> Result<Vec<bool>, StoreError> {
+        let mut have = vec![false; names.len()];
+        for shard in self.0.shards.iter() {
+            let mine: Vec<usize> = (0..names.len()).filter(|&index| self.0.owner(&names[index]) == shard).collect();
+            if mine.is_empty() {
+                continue;
+            }
+            match self.0.request(shard, Request::Have(mine.iter().map(|&index| names[index]).collect())).await? {
+                Reply::Have(here) => mine.into_iter().zip(here).for_each(|(index, here)| have[index] = here),
+                other => return Err(wrong(&other)),
+            }
+        }
+        Ok(have)
     }
 
     /// What is known of a blob.
@@ -260,13 +284,16 @@ impl Store {
                 segment_bytes += info.bytes;
             }
         }
-        let usage = Usage { blobs, blob_bytes, cache_bytes: self.0.cache.bytes(), segments, segment_bytes };
+        let orphan_bytes = self.0.partition.borrow().orphan_bytes();
+        let cache_bytes = self.0.cache.bytes();
+        let usage = Usage { blobs, blob_bytes, cache_bytes, segments, segment_bytes, orphan_bytes };
         let counters = &self.0.counters;
         counters.blobs.set(blobs);
         counters.blob_bytes.set(blob_bytes);
         counters.cache_bytes.set(usage.cache_bytes);
         counters.segments.set(segments);
         counters.segment_bytes.set(segment_bytes);
+        counters.orphan_bytes.set(orphan_bytes);
         usage
     }
 
@@ -293,6 +320,18 @@ impl Store {
 impl PutOptions {
     pub(crate) fn for_root(&self) -> RootOptions {
         RootOptions { class: self.class, kind: self.kind, hold: self.hold, lease: !self.hold && self.leases.is_some() }
+    }
+}
+
+/// How long an interrupted upload's chunks are kept at least, and half of what they are at most: time to come back from a journey
+/// between two networks, or to restart a machine.
+const ORPHAN_TURN: Duration = Duration::from_secs(30 * 60);
+
+async fn age_orphans(inner: Rc<Inner>) {
+    loop {
+        sleep(ORPHAN_TURN).await;
+        inner.partition.borrow_mut().age_orphans();
+        inner.dispatch();
     }
 }
 

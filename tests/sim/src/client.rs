@@ -34,6 +34,8 @@ pub struct Client {
     pub random: Random,
     /// Writes may fail: what was acknowledged in memory may go before the power does.
     pub writes_fail: bool,
+    /// Something has rotted: a tag does not protect a blob that was lost and stored again, until the next start counts anew.
+    pub rotted: bool,
     /// It removes more than it puts, and only every second of its blobs: segments with the others stay where they are.
     pub removes: bool,
 }
@@ -55,6 +57,7 @@ impl Client {
                 11 | 12 => self.tag_set().await,
                 13 => self.tag_remove().await,
                 14 => self.folder(&leases).await,
+                16 => self.interrupted().await,
                 15 => self.tag_get().await,
                 _ => self.get().await,
             }
@@ -138,6 +141,36 @@ impl Client {
         }
     }
 
+    /// Begins to store a large blob and gives up; what it has stored is there for the next attempt.
+    async fn interrupted(&mut self) {
+        let number = self.random.below(BLOBS);
+        let blob = self.blob(number);
+        let chunks: Vec<Bytes> = (0..blob.bytes.len() / CHUNK_BYTES)
+            .map(|index| blob.bytes.slice(index * CHUNK_BYTES..(index + 1) * CHUNK_BYTES))
+            .collect();
+        let pushed = self.random.below(chunks.len() as u64 + 1) as usize;
+        let options = PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+        let mut bulk = self.store.put_bulk(Some(blob.bytes.len() as u64), options);
+        for chunk in &chunks[..pushed] {
+            if bulk.push(chunk.clone()).await.is_err() {
+                return;
+            }
+        }
+        if self.random.below(2) == 0 {
+            metanode_shard::sleep(std::time::Duration::from_millis(self.random.below(20))).await;
+        }
+        drop(bulk);
+        let names: Vec<Hash> = chunks.iter().map(|chunk| metanode_crypto::hash(chunk)).collect();
+        let Ok(have) = self.store.have_chunks(&names).await else { return };
+        for ((name, chunk), _) in names.iter().zip(&chunks).zip(have).filter(|(_, have)| *have) {
+            match self.store.chunk(*name).await {
+                Ok(bytes) if bytes == *chunk => {}
+                Ok(_) => self.violation(&format!("chunk {name}: other bytes came back")),
+                Err(_) => {} // it may have gone, or rotted
+            }
+        }
+    }
+
     /// From here on the disk may have it or not; if it was there durably, it stays.
     fn begin(&self, key: (u32, u32), blob: &Rc<Blob>) {
         let mut model = self.model.borrow_mut();
@@ -178,7 +211,7 @@ impl Client {
         let state = model.blobs.get_mut(&key).expect("the model has it");
         match &result {
             Ok(()) => {
-                if tags > 0 || before.now == Known::No {
+                if (tags > 0 && !self.rotted) || before.now == Known::No {
                     wrong = Some("a removal was acknowledged of what is tagged, or not there");
                 }
                 (state.now, state.durable) = (Known::No, Known::No);

@@ -24,8 +24,9 @@ const STARTS_MAX: usize = 40;
 /// As many as a blob has chunks, its page and its root.
 const PUTS_TO_HEAL: usize = 8;
 
-/// By then compaction has freed what is to be freed: its rounds wait 0.2 s.
-const REST: Duration = Duration::from_secs(30);
+/// By then the orphans of interrupted uploads are gone, which takes two turns of half an hour, and compaction has freed what is to be
+/// freed.
+const REST: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What becomes of an opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +133,7 @@ async fn open_and_use(setting: &Setting, model: &Rc<RefCell<Model>>, mut random:
                 random: Random::new(random.next()),
                 writes_fail: setting.writes_fail,
                 removes: setting.removes,
+                rotted: setting.rotted,
             };
             spawn_local(client.run(setting.operations))
         })
@@ -264,6 +266,9 @@ async fn remove_everything(stores: &[Store], setting: &Setting, model: &Rc<RefCe
     let mut left = Vec::new();
     for store in stores {
         let usage = store.usage();
+        if usage.orphan_bytes > 0 {
+            left.push(format!("{} bytes of orphans", usage.orphan_bytes));
+        }
         if usage.blobs > 0 {
             left.push(format!("{} blobs, {} bytes on {}", usage.blobs, usage.blob_bytes, store.shard()));
         }

@@ -19,7 +19,7 @@ use super::{as_file, with_client};
 use crate::{
     args::{Get, Global},
     exit::{Exit, Failure, Result},
-    output::{Show, bytes, count},
+    output::{Show, bytes, count, visible},
     progress::shown,
     reference::Resolved,
 };
@@ -52,15 +52,33 @@ enum What {
 }
 
 pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
-    let report = with_client(global, get.what.ticket(), true, async |client, _| {
-        let resolved = get.what.resolve(client).await?;
-        let progress = Progress::default();
-        let work = async {
-            let what = find(client, resolved, get.raw).await?;
-            fetch(client, get, what, &progress).await
-        };
-        shown("get", global.quiet, &progress, work).await
-    })?;
+    let mut written = 0;
+    let mut others = get.what.other_tickets().iter();
+    let mut source = get.what.ticket();
+    let report = loop {
+        let attempt = with_client(global, source, true, async |client, _| {
+            let resolved = get.what.resolve(client).await?;
+            let progress = Progress::default();
+            let work = async {
+                let what = find(client, resolved, get.raw).await?;
+                fetch(client, get, what, written, &progress).await
+            };
+            let fetched = shown("get", global.quiet, &progress, work).await;
+            written += progress.bytes();
+            fetched
+        });
+        match attempt {
+            // What was verified stays: the next one goes on with it.
+            Err(failure) if failure.exit.is_of_the_node() => match others.next() {
+                Some(next) => {
+                    eprintln!("warning: {}; going on with the next node", visible(&failure.to_string()));
+                    source = Some(next);
+                }
+                None => return Err(failure),
+            },
+            ended => break ended?,
+        }
+    };
     match report {
         Some(report) => global.output.print(&report),
         None => Ok(()), // the data went to standard output
@@ -86,7 +104,8 @@ async fn find(client: &Client, resolved: Resolved, raw: bool) -> Result<What> {
     }
 }
 
-async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> Result<Option<Report>> {
+/// `written` bytes went to standard output before, from other nodes.
+async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &Progress) -> Result<Option<Report>> {
     let file_io = FileIo::probe();
     let target = get.target.clone().unwrap_or_else(|| PathBuf::from(get.what.file_name()));
     if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
@@ -98,6 +117,10 @@ async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> R
         What::Blob { hash, .. } if target == Path::new("-") => {
             let stdout = as_file(std::io::stdout().as_fd())?;
             let mut sink = Counted { inner: WriterSink(stdout), progress: progress.clone() };
+            let range = match written {
+                0 => range,
+                _ => ByteRange { offset: range.offset + written, length: range.length.saturating_sub(written) },
+            };
             files::get_into(client, hash, range, &mut sink).await?;
             let flushed = tokio::io::AsyncWriteExt::flush(&mut sink.inner.0).await;
             flushed.map_err(crate::exit::io("standard output"))?;
@@ -105,7 +128,7 @@ async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> R
         }
         What::Blob { hash, mode } => {
             let fetched = files::get_file(client, hash, range, &target, get.force, file_io, progress).await;
-            let fetched = fetched.map_err(|error| in_folder(error, &target))?;
+            let fetched = fetched.map_err(|error| resumable(in_folder(error, &target), &target, &hash))?;
             if let Some(mode) = mode {
                 let mode = std::fs::Permissions::from_mode(u32::from(mode));
                 std::fs::set_permissions(&target, mode).map_err(crate::exit::io(target.display()))?;
@@ -128,6 +151,17 @@ async fn fetch(client: &Client, get: &Get, what: What, progress: &Progress) -> R
             let Contents { files, bytes, .. } = contents.map_err(|error| in_folder(error, &target))?;
             Ok(Some(Report { hash: hash.to_string(), kind: "folder", size: bytes, path: target, files: Some(files) }))
         }
+    }
+}
+
+/// Says what an interrupted fetch has left, and what it is good for.
+fn resumable(failure: Failure, target: &Path, hash: &Hash) -> Failure {
+    match files::part_of(target, hash) {
+        Some((part, held)) if held > 0 => {
+            let hint = format!("the same command goes on behind {} that are in {}", bytes(held), part.display());
+            failure.hint(hint)
+        }
+        _ => failure,
     }
 }
 

@@ -4,20 +4,24 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, CWD, RenameFlags};
+use metanode_types::Hash;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
 
 use crate::ClientError;
 
-/// A file under a temporary name; removed when dropped unpublished.
+/// A file under a temporary name; removed when dropped unpublished, unless it may be gone on with.
 #[derive(Debug)]
 pub(crate) struct PartFile {
     part: PathBuf,
     target: PathBuf,
     replace: bool,
+    /// Whoever has it locked writes to it.
+    _locked: Option<File>,
+    stays: bool,
     is_published: bool,
 }
 
@@ -28,7 +32,41 @@ impl PartFile {
         let part = part_name(target)?;
         let made = File::options().write(true).create_new(true).open(&part);
         made.map_err(ClientError::io(&part))?;
-        Ok(Self { part, target: target.into(), replace, is_published: false })
+        Ok(Self { part, target: target.into(), replace, _locked: None, stays: false, is_published: false })
+    }
+
+    /// As [`PartFile::create`], with what an earlier attempt to fetch the blob `hash` to the same place has left, and to be left for a
+    /// later one. Returns the bytes that are in it.
+    ///
+    /// A file of that name that is not this user's own plain file, or that somebody writes to just now, is left alone; then the part is
+    /// one that can't be gone on with.
+    pub(crate) fn resume(target: &Path, replace: bool, hash: &Hash) -> Result<(Self, u64), ClientError> {
+        check_target(target, replace, fs::FileType::is_dir, "it is a folder")?;
+        let part = resumed_name(target, hash)?;
+        match lock_own(&part) {
+            Ok(Some((file, bytes))) => {
+                let this = Self {
+                    part,
+                    target: target.into(),
+                    replace,
+                    _locked: Some(file),
+                    stays: true,
+                    is_published: false,
+                };
+                Ok((this, bytes))
+            }
+            Ok(None) => Self::create(target, replace).map(|part| (part, 0)),
+            Err(error) => Err(ClientError::io(&part)(error)),
+        }
+    }
+
+    /// What is in it is of no use.
+    pub(crate) fn discard(mut self) {
+        self.stays = false;
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.part
     }
 
     pub(crate) fn open(&self) -> io::Result<File> {
@@ -45,7 +83,8 @@ impl PartFile {
 
 impl Drop for PartFile {
     fn drop(&mut self) {
-        if !self.is_published {
+        let is_empty = || fs::metadata(&self.part).is_ok_and(|metadata| metadata.len() == 0);
+        if !self.is_published && (!self.stays || is_empty()) {
             let _ = fs::remove_file(&self.part); // best effort: its name says what it is
         }
     }
@@ -67,6 +106,15 @@ impl PartFolder {
         let folder = Self { part, target: target.into(), replace };
         fs::create_dir(folder.path()).map_err(ClientError::io(folder.path()))?;
         Ok(folder)
+    }
+
+    /// Whether the file system takes names for equal that differ in case only.
+    pub(crate) fn ignores_case(&self) -> Result<bool, ClientError> {
+        let (lower, upper) = (self.part.join("case"), self.part.join("CASE"));
+        File::options().write(true).create_new(true).open(&lower).map_err(ClientError::io(&lower))?;
+        let ignores = upper.exists();
+        fs::remove_file(&lower).map_err(ClientError::io(&lower))?;
+        Ok(ignores)
     }
 
     /// Where to put the contents.
@@ -129,16 +177,47 @@ fn check_target(
     }
 }
 
+/// Opens and locks a file that can be gone on with, or makes it; `None` when it must be left alone.
+fn lock_own(part: &Path) -> io::Result<Option<(File, u64)>> {
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(part, flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => File::from(file),
+        Err(
+            rustix::io::Errno::LOOP | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ISDIR,
+        ) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = file.metadata()?;
+    let own = metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == rustix::process::geteuid().as_raw();
+    if !own || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    // Another process may have finished it, and given it its name, before it was locked.
+    let named = fs::symlink_metadata(part).is_ok_and(|named| named.ino() == metadata.ino());
+    Ok(named.then_some((file, metadata.len())))
+}
+
+/// The name of the part of a blob that is fetched to `target`: the same each time.
+pub(super) fn resumed_name(target: &Path, hash: &Hash) -> Result<PathBuf, ClientError> {
+    named_part(target, u64::from_be_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes")))
+}
+
 fn part_name(target: &Path) -> Result<PathBuf, ClientError> {
-    let unsuitable = ClientError::Unsuitable { path: target.into(), reason: "it has no file name" };
-    let name = target.file_name().ok_or(unsuitable)?;
     let mut random = [0; 4];
     getrandom::fill(&mut random).map_err(|error| ClientError::io(target)(io::Error::other(error)))?;
-    // A name has at most 255 bytes; a long one is cut, the random part tells them apart.
+    named_part(target, u64::from(u32::from_le_bytes(random)))
+}
+
+fn named_part(target: &Path, number: u64) -> Result<PathBuf, ClientError> {
+    let unsuitable = ClientError::Unsuitable { path: target.into(), reason: "it has no file name" };
+    let name = target.file_name().ok_or(unsuitable)?;
+    // A name has at most 255 bytes; a long one is cut, the number tells them apart.
     let name = &name.as_encoded_bytes()[..name.len().min(200)];
     let mut part = OsString::from(".");
     part.push(String::from_utf8_lossy(name).as_ref());
-    part.push(format!(".metanode-part-{:08x}", u32::from_le_bytes(random)));
+    part.push(format!(".metanode-part-{number:08x}"));
     Ok(target.with_file_name(part))
 }
 
@@ -233,6 +312,47 @@ mod tests {
         fs::set_permissions(&locked, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
         drop(part);
         assert_eq!(names(folder.path()), ["f"]);
+    }
+
+    #[test]
+    fn a_part_is_gone_on_with_by_one_at_a_time_and_only_if_it_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("x");
+        let hash = Hash([7; 32]);
+        let (part, held) = PartFile::resume(&target, false, &hash).unwrap();
+        assert_eq!(held, 0);
+        part.open().unwrap().write_all(b"half").unwrap();
+        let (other, held) = PartFile::resume(&target, false, &hash).unwrap();
+        assert_eq!(held, 0, "it is being written");
+        assert_ne!(other.part, part.part);
+        drop(other);
+        let path = part.part.clone();
+        drop(part);
+        assert!(path.exists());
+        let (part, held) = PartFile::resume(&target, false, &hash).unwrap();
+        assert_eq!((held, &part.part), (4, &path));
+        let (different, held) = PartFile::resume(&target, false, &Hash([8; 32])).unwrap();
+        assert_eq!(held, 0, "another blob");
+        drop(different); // nothing in it: it goes
+        part.publish().unwrap();
+        assert_eq!(names(folder.path()), ["x"]);
+        assert_eq!(fs::read(&target).unwrap(), b"half");
+        // What somebody else has put there.
+        let secret = folder.path().join("secret");
+        fs::write(&secret, "s").unwrap();
+        for link in [fs::hard_link, |from: &PathBuf, to: &PathBuf| std::os::unix::fs::symlink(from, to)] {
+            link(&secret, &path).unwrap();
+            let (part, held) = PartFile::resume(&target, true, &hash).unwrap();
+            assert_eq!(held, 0);
+            assert_ne!(part.part, path);
+            part.publish().unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(fs::read(&secret).unwrap(), b"s");
+        let (part, _) = PartFile::resume(&target, true, &hash).unwrap();
+        part.open().unwrap().write_all(b"x").unwrap();
+        part.discard();
+        assert_eq!(names(folder.path()), ["secret", "x"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
 };
 
 use bytes::Bytes;
@@ -48,9 +48,13 @@ pub(super) fn unchanged(file: &File, version: Version) -> io::Result<()> {
 
 pub(super) fn write(
     mut file: File,
+    offset: u64,
     mut full: mpsc::Receiver<Vec<u8>>,
     empty: &mpsc::Sender<Vec<u8>>,
 ) -> io::Result<()> {
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset))?; // which pipes can't
+    }
     while let Some(mut buffer) = full.blocking_recv() {
         file.write_all(&buffer)?;
         buffer.clear();

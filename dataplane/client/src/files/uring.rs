@@ -79,24 +79,29 @@ async fn read_chunk(file: Rc<tokio_uring::fs::File>, offset: u64, length: usize)
 
 pub(super) fn write(
     file: File,
+    offset: u64,
     full: mpsc::Receiver<Vec<u8>>,
     empty: mpsc::Sender<Vec<u8>>,
     tell: oneshot::Sender<io::Result<()>>,
 ) -> io::Result<()> {
     std::thread::Builder::new().name("file-write".into()).spawn(move || {
         let result = match runtime() {
-            Ok(runtime) => runtime.block_on(write_all(file, full, empty)),
-            Err(_) => plain::write(file, full, &empty), // the probe worked; rings may have run out since
+            Ok(runtime) => runtime.block_on(write_all(file, offset, full, empty)),
+            Err(_) => plain::write(file, offset, full, &empty), // the probe worked; rings may have run out since
         };
         let _ = tell.send(result); // nobody waits after a failed transfer
     })?;
     Ok(())
 }
 
-async fn write_all(file: File, mut full: mpsc::Receiver<Vec<u8>>, empty: mpsc::Sender<Vec<u8>>) -> io::Result<()> {
+async fn write_all(
+    file: File,
+    mut offset: u64,
+    mut full: mpsc::Receiver<Vec<u8>>,
+    empty: mpsc::Sender<Vec<u8>>,
+) -> io::Result<()> {
     let file = Rc::new(tokio_uring::fs::File::from_std(file));
     let mut on_the_way: VecDeque<JoinHandle<io::Result<Vec<u8>>>> = VecDeque::new();
-    let mut offset = 0;
     loop {
         let next = full.recv().await;
         while on_the_way.len() >= DEPTH || (next.is_none() && !on_the_way.is_empty()) {

@@ -1,6 +1,7 @@
 //! From blobs to a folder.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, Permissions},
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
@@ -47,6 +48,13 @@ pub async fn get_folder(
     let contents = Contents::of(manifest);
     expect(progress, &contents);
     let part = PartFolder::create(target, how.replace)?;
+    check_room(&part, contents.bytes)?;
+    if part.ignores_case()?
+        && let Some(path) = alike(manifest)
+    {
+        let reason = "another name of the folder differs from it in case only, and this file system would mix them up";
+        return Err(ClientError::Unsuitable { path: target.join(path), reason });
+    }
     let root = part.path();
     // A manifest has a folder before what is in it.
     for entry in manifest.entries.iter().filter(|entry| entry.kind == EntryKind::Folder) {
@@ -69,6 +77,24 @@ pub async fn get_folder(
     }
     blocking(move || part.publish()).await?;
     Ok(contents)
+}
+
+/// Files are written whole, whatever the folder's author says of their sizes; but a folder that says it can't fit is not begun.
+fn check_room(part: &PartFolder, bytes: u64) -> Result<(), ClientError> {
+    let path = part.path();
+    let disk = rustix::fs::statvfs(&path).map_err(|error| ClientError::io(&path)(error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if bytes <= free {
+        return Ok(());
+    }
+    let text = format!("the folder has {bytes} bytes, and {free} are free");
+    Err(ClientError::io(&path)(std::io::Error::new(std::io::ErrorKind::StorageFull, text)))
+}
+
+/// The first path that differs from an earlier one in case only.
+fn alike(manifest: &Manifest) -> Option<&str> {
+    let mut seen = HashSet::new();
+    manifest.entries.iter().map(|entry| entry.path.as_str()).find(|path| !seen.insert(path.to_lowercase()))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -197,5 +223,35 @@ impl Wanted {
         sink.inner.finish().await.map_err(ClientError::io(&self.path))?;
         progress.add_file();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(path: &str) -> Entry {
+        Entry { path: path.into(), mode: 0o755, kind: EntryKind::Folder }
+    }
+
+    #[test]
+    fn names_that_differ_in_case_only_are_found() {
+        let of = |paths: &[&str]| Manifest { entries: paths.iter().map(|path| folder(path)).collect() };
+        assert_eq!(alike(&of(&["A", "B", "a", "b"])), Some("a"));
+        assert_eq!(alike(&of(&["A", "A/x", "A/Ä", "A/ä"])), Some("A/ä"));
+        assert_eq!(alike(&of(&["A", "A/x", "B", "B/x"])), None);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_fit_is_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = PartFolder::create(&folder.path().join("x"), false).unwrap();
+        check_room(&part, 1).unwrap();
+        match check_room(&part, u64::MAX) {
+            Err(ClientError::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::StorageFull),
+            other => panic!("{other:?}"),
+        }
+        // What this file system does, if it tells: both kinds must be answered.
+        part.ignores_case().unwrap();
     }
 }

@@ -468,7 +468,7 @@ impl super::Inner {
                     disk.inodes.remove(&number);
                     return Err(error);
                 }
-                self.note(("create", path));
+                self.note(("create", path, number));
                 number
             }
         };
@@ -525,6 +525,7 @@ impl super::Inner {
             let fails = random.once_in(disk.faults.sync_error_once_in);
             let inode = disk.inode(handle.inode)?;
             if fails {
+                tracing::trace!(inode = handle.inode, "the sync fails");
                 inode.doomed.append(&mut inode.unsynced);
                 return Err(errno(libc::EIO));
             }

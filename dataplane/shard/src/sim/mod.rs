@@ -168,7 +168,7 @@ impl World {
     }
 
     /// Adds to the trace what the caller has seen.
-    pub fn note(&self, what: impl std::hash::Hash) {
+    pub fn note(&self, what: impl std::hash::Hash + fmt::Debug) {
         self.0.note(what);
     }
 }
@@ -184,7 +184,8 @@ impl Inner {
         }
     }
 
-    fn note(&self, what: impl std::hash::Hash) {
+    fn note(&self, what: impl std::hash::Hash + fmt::Debug) {
+        tracing::trace!(nanos = self.now.get(), ?what);
         let trace = &mut *self.trace.borrow_mut();
         self.now.get().hash(trace);
         what.hash(trace);

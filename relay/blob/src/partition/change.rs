@@ -80,8 +80,8 @@ impl Partition {
     }
 
     pub(super) fn put_chunk(&mut self, token: Token, name: Hash, bytes: Bytes) -> Result<Option<Outcome>, OpError> {
-        if let Some(chunk) = self.chunks.get_mut(&name).filter(|chunk| !chunk.corrupt) {
-            chunk.references += u32::from(!sabotage::is_on(Sabotage::ForgetMatchedChunks));
+        if self.chunks.get(&name).is_some_and(|chunk| !chunk.corrupt) {
+            self.take_chunk(&name, u32::from(!sabotage::is_on(Sabotage::ForgetMatchedChunks)));
             return Ok(Some(Outcome::Done));
         }
         self.check_room()?;
@@ -146,11 +146,11 @@ impl Partition {
             lease_now = std::mem::take(&mut options.lease); // the caller may release it before the commit
         }
         // A chunk that is here already must outlive the wait for this record.
-        if let (Change::Root { .. }, Some(chunk)) = (&change, self.chunks.get_mut(&key))
+        if matches!(change, Change::Root { .. })
             && record.blob_bytes <= CHUNK_BYTES as u64
             && !self.roots.get(&key).is_some_and(RootEntry::is_whole)
         {
-            chunk.references += 1;
+            self.take_chunk(&key, 1);
         }
         let later = (class == DurabilityClass::Durable).then_some(token);
         if let Err(error) = self.stage(later, record, change, false) {
@@ -246,9 +246,10 @@ impl Partition {
         Ok(None)
     }
 
-    pub(super) fn check_room(&self) -> Result<(), OpError> {
-        let entries = self.chunks.len() + self.roots.len() + self.tags.len();
-        if entries >= self.entries_max { Err(OpError::IndexFull) } else { Ok(()) }
+    pub(super) fn check_room(&mut self) -> Result<(), OpError> {
+        let entries = |this: &Self| this.chunks.len() + this.roots.len() + this.tags.len();
+        let full = entries(self) >= self.entries_max && !(self.drop_orphans() && entries(self) < self.entries_max);
+        if full { Err(OpError::IndexFull) } else { Ok(()) }
     }
 
     pub(super) fn stage(

@@ -38,6 +38,12 @@ pub struct Coverage {
 }
 
 impl Coverage {
+    /// Whether a segment that was begun in opening `boot` is older than the checkpoint. A younger one may have the number of one that
+    /// was there then, and is another.
+    pub fn knows_segment(&self, boot: u64) -> bool {
+        boot <= self.boot
+    }
+
     /// Whether a frame with records of this partition is in the checkpoint.
     pub fn has_frame(&self, log: u16, order: Order) -> bool {
         order.0 < self.boot || (order.0 == self.boot && (log != self.shard || order.1 < self.sequence))
@@ -153,9 +159,12 @@ impl Coverage {
 }
 
 impl Recovery {
-    /// Takes the entries of a whole checkpoint. `owner` says which recovery gets a key: another number of shards may read it.
+    /// Takes the entries of a whole checkpoint. `exists` says whether the segment that an entry points to is still the one that the
+    /// checkpoint means; if not, the entry was moved or removed after the checkpoint, and what became of it is in the log.
+    /// `owner` says which recovery gets a key: another number of shards may read it.
     pub fn load(
         bytes: &[u8],
+        exists: impl Fn(u16, u32) -> bool,
         mut owner: impl FnMut(&Hash) -> usize,
         recoveries: &mut [Self],
     ) -> Result<(), MalformedCheckpoint> {
@@ -195,7 +204,9 @@ impl Recovery {
                 RecordKind::Chunk | RecordKind::Tag => {}
                 RecordKind::Whole => return Err(MalformedCheckpoint),
             }
-            recoveries[owner(&head.key)].record(&head, order);
+            if exists(head.location.log, head.location.segment) {
+                recoveries[owner(&head.key)].record(&head, order);
+            }
         }
         if rest == [0] { Ok(()) } else { Err(MalformedCheckpoint) }
     }

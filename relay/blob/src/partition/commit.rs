@@ -67,7 +67,11 @@ impl Partition {
 
     /// Sets where a chunk is; `taken` references are added.
     pub(super) fn set_chunk(&mut self, name: Hash, location: Location, taken: u32) {
-        let references = self.chunks.get(&name).map_or(0, |chunk| chunk.references) + taken;
+        let before = self.chunks.get(&name).copied();
+        if let Some(orphan) = before.filter(|chunk| chunk.references == 0) {
+            self.orphans.adopted(&orphan);
+        }
+        let references = before.map_or(0, |chunk| chunk.references) + taken;
         self.lives(location);
         if let Some(before) = self.chunks.insert(name, ChunkEntry { location, references, corrupt: false }) {
             self.died(before.location);

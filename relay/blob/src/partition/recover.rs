@@ -41,15 +41,6 @@ impl Recovery {
         }
     }
 
-    /// Drops what a checkpoint has and the disk has not: it was moved or removed, and its segment freed, after the checkpoint. What
-    /// was moved has been seen in the log by now.
-    pub fn keep_existing(&mut self, exists: impl Fn(u16, u32) -> bool) {
-        let exists = |location: &Location| exists(location.log, location.segment);
-        self.chunks.retain(|_, (_, location)| exists(location));
-        self.roots.retain(|_, (_, head)| exists(&head.location));
-        self.tags.retain(|_, (_, head)| exists(&head.location));
-    }
-
     /// Fills the partition. Returns the tags' records: their payloads have names and targets, to be given to
     /// [`Partition::recover_tag`].
     pub fn finish(self, partition: &mut Partition) -> Vec<RecordHead> {
@@ -131,30 +122,23 @@ impl Partition {
         self.roots.get_mut(hash).map(|root| root.references += 1).is_some()
     }
 
-    /// Ends recovery: what nobody refers to is dead, unless not all references are known. Returns how many chunks and roots that
-    /// were.
+    /// Ends recovery: chunks that nobody refers to are orphans, and roots go, unless not all references are known. Returns how many
+    /// orphans and roots that were.
     pub fn recover_end(&mut self, all_known: bool) -> (usize, usize) {
         if !all_known {
             return (0, 0);
         }
-        let before = self.chunks.len();
-        let mut dead: Vec<Location> = Vec::new();
-        self.chunks.retain(|_, chunk| {
-            let keep = chunk.references > 0;
-            if !keep {
-                dead.push(chunk.location);
-            }
-            keep
-        });
-        for location in dead {
-            self.died(location);
+        let left: Vec<Hash> =
+            self.chunks.iter().filter(|(_, chunk)| chunk.references == 0).map(|(name, _)| *name).collect();
+        for name in &left {
+            self.leave(*name);
         }
         let unused: Vec<Hash> =
             self.roots.iter().filter(|(_, r)| !r.is_held() && r.references == 0).map(|(hash, _)| *hash).collect();
         for hash in &unused {
             self.drop_if_unused(hash);
         }
-        (before - self.chunks.len(), unused.len())
+        (left.len(), unused.len())
     }
 
     /// Segments with anything live, for a look at the whole.

@@ -382,7 +382,7 @@ fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_t
         let coverage = Coverage::decode(&bytes).unwrap();
         assert_eq!((coverage.boot, coverage.sequence), (1, 6));
         let mut recoveries = [Recovery::new()];
-        Recovery::load(&bytes, |_| 0, &mut recoveries).unwrap();
+        Recovery::load(&bytes, |_, _| true, |_| 0, &mut recoveries).unwrap();
         let [mut recovery] = recoveries;
         for (&segment, file) in &bench.disk {
             if coverage.has_segment(0, segment, 1) {
@@ -419,8 +419,11 @@ fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_t
         assert_eq!(after.partition.tag(&tag("t")), Some(hash_of(b"a")));
         let mut damaged = bytes.clone();
         damaged[100] ^= 1;
-        assert_eq!(Recovery::load(&damaged, |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
-        assert_eq!(Recovery::load(&bytes[..bytes.len() - 1], |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
+        assert_eq!(Recovery::load(&damaged, |_, _| true, |_| 0, &mut [Recovery::new()]), Err(MalformedCheckpoint));
+        assert_eq!(
+            Recovery::load(&bytes[..bytes.len() - 1], |_, _| true, |_| 0, &mut [Recovery::new()]),
+            Err(MalformedCheckpoint)
+        );
     }
 }
 

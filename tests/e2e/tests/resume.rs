@@ -1,0 +1,164 @@
+//! Transfers that are cut in the middle, and go on.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use metanode_e2e::{Home, Node, content, wait_for};
+
+/// Large enough that what is on its way is little of it.
+const BYTES: usize = 256 << 20;
+
+/// A rerun may move so much of it.
+const SHARE_MAX: f64 = 0.55;
+
+/// When a transfer is cut: behind the middle by what may be on its way and is lost.
+const CUT_AT: f64 = 0.52;
+
+/// The longest that half of it may take on two busy cores, unoptimised.
+const HALF_TIME_MAX: Duration = Duration::from_secs(60);
+
+fn source(home: &Home) -> std::path::PathBuf {
+    let path = home.beside("source");
+    fs::write(&path, content(1, BYTES)).unwrap();
+    path
+}
+
+/// Runs a command until `moved` says that the transfer is over the middle, then kills it.
+#[track_caller]
+fn cut(mut command: Command, mut moved: impl FnMut() -> f64) {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let middle = wait_for(HALF_TIME_MAX, || (moved() >= CUT_AT * BYTES as f64).then_some(()));
+    assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
+    assert!(child.try_wait().unwrap().is_none(), "it was over before it was cut");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[track_caller]
+fn at_most_a_share(what: &str, moved: f64) {
+    let share = moved / BYTES as f64;
+    assert!(share <= SHARE_MAX, "{what} moved {share:.3} of the blob again");
+    assert!(share > 0.3, "{what} moved only {share:.3} of the blob: it was not cut in the middle");
+}
+
+fn received(node: &Node) -> f64 {
+    node.metric("received_bytes_total")
+}
+
+fn sent(node: &Node) -> f64 {
+    node.metric("sent_bytes_total")
+}
+
+#[test]
+fn a_put_goes_on_after_its_client_was_killed() {
+    let home = Home::new();
+    let node = home.start(2);
+    let file = source(&home);
+    let put = || home.command(["put", file.to_str().unwrap(), "-o", "json"]);
+    cut(put(), || received(&node));
+    let before = received(&node);
+    let stored = home.cli_args(["put", file.to_str().unwrap(), "-o", "json"]).ok().json();
+    at_most_a_share("the second put", received(&node) - before);
+    let target = home.beside("target");
+    home.cli_args(["get", stored["hash"].as_str().unwrap(), target.to_str().unwrap()]).ok();
+    assert!(same(&file, &target));
+    node.stop();
+}
+
+#[test]
+fn a_put_goes_on_after_its_node_was_killed() {
+    let home = Home::new();
+    let node = home.start(1);
+    let file = source(&home);
+    let mut client = home.command(["put", file.to_str().unwrap()]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let middle = wait_for(HALF_TIME_MAX, || (received(&node) >= CUT_AT * BYTES as f64).then_some(()));
+    assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
+    node.kill();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let node = home.start(2);
+    home.cli_args(["put", file.to_str().unwrap(), "--tag", "whole"]).ok();
+    at_most_a_share("the put to the restarted node", received(&node));
+    let target = home.beside("target");
+    home.cli_args(["get", "whole", target.to_str().unwrap()]).ok();
+    assert!(same(&file, &target));
+    node.stop();
+}
+
+#[test]
+fn a_get_goes_on_after_its_client_was_killed() {
+    let home = Home::new();
+    let node = home.start(2);
+    let file = source(&home);
+    home.cli_args(["put", file.to_str().unwrap(), "--tag", "x"]).ok();
+    let folder = home.beside("into");
+    fs::create_dir(&folder).unwrap();
+    let target = folder.join("target");
+    let before = sent(&node);
+    // What is handed to QUIC is not all received: a little more than the middle.
+    cut(home.command(["get", "x", target.to_str().unwrap()]), || sent(&node) - before - 0.06 * BYTES as f64);
+    assert!(!target.exists());
+    let before = sent(&node);
+    home.cli_args(["get", "x", target.to_str().unwrap()]).ok();
+    at_most_a_share("the second get", sent(&node) - before);
+    assert!(same(&file, &target));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "the part is gone");
+    node.stop();
+}
+
+#[test]
+fn a_part_with_other_bytes_is_not_taken_for_the_blob() {
+    let home = Home::new();
+    let node = home.start(1);
+    let bytes = content(3, 32 << 20);
+    let file = home.beside("source");
+    fs::write(&file, &bytes).unwrap();
+    let hash =
+        home.cli_args(["put", file.to_str().unwrap(), "-o", "json"]).ok().json()["hash"].as_str().unwrap().to_owned();
+    let target = home.beside("target");
+    let part = home.beside(&format!(".target.metanode-part-{}", &hash[..16].trim_start_matches('0')));
+    let mut wrong = bytes[..24 << 20].to_vec();
+    wrong[1000] ^= 1;
+    fs::write(&part, wrong).unwrap();
+    home.cli_args(["get", &hash, target.to_str().unwrap()]).ok();
+    assert!(same(&file, &target));
+    assert!(!part.exists());
+    node.stop();
+}
+
+#[test]
+fn a_get_goes_on_at_another_node() {
+    let (first, second) = (Home::new(), Home::new());
+    let (node, other) = (first.start(1), second.start(2));
+    let file = source(&first);
+    let ticket = |home: &Home| {
+        let put = home.cli_args(["put", file.to_str().unwrap(), "-o", "json"]).ok().json();
+        put["ticket"].as_str().unwrap().to_owned()
+    };
+    let both = format!("{}+{}", ticket(&first), ticket(&second));
+    let target = first.beside("target");
+    let (before, before_other) = (sent(&node), sent(&other));
+    let mut command = first.command(["get", &both, target.to_str().unwrap(), "--timeout", "3"]);
+    let mut client = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let middle = wait_for(HALF_TIME_MAX, || (sent(&node) - before >= 0.58 * BYTES as f64).then_some(()));
+    assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
+    node.kill();
+    let status = wait_for(HALF_TIME_MAX, || client.try_wait().unwrap()).expect("the command ends");
+    let mut errors = String::new();
+    std::io::Read::read_to_string(&mut client.stderr.take().unwrap(), &mut errors).unwrap();
+    assert!(status.success(), "{status}: {errors}");
+    assert!(errors.contains("going on with the next node"), "{errors}");
+    assert!(same(&file, &target));
+    at_most_a_share("the other node", sent(&other) - before_other);
+    other.stop();
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    fs::read(a).unwrap() == fs::read(b).unwrap()
+}
