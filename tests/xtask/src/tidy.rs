@@ -78,6 +78,7 @@ const RULES: &[Rule] = &[
     ("cores", cores),
     ("sources", sources),
     ("unsafe", unsafe_code),
+    ("unsafe-list", unsafe_list),
     ("members", members),
     ("readme", readme),
     ("crate-docs", crate_docs),
@@ -287,6 +288,43 @@ fn unsafe_code(workspace: &Workspace, breach: &mut dyn FnMut(String, String)) {
             );
             breach(package.name.clone(), reason);
         }
+    }
+}
+
+/// Every file with unsafe blocks stands in ARCHITECTURE.md with their number, so that none comes or goes unseen.
+fn unsafe_list(workspace: &Workspace, breach: &mut dyn FnMut(String, String)) {
+    const LIST: &str = "ARCHITECTURE.md";
+    let listed: BTreeMap<&str, usize> = workspace
+        .files
+        .iter()
+        .filter(|(path, _)| path == LIST)
+        .flat_map(|(_, text)| text.lines())
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let path = cells.next()?.strip_suffix('`').filter(|path| path.ends_with(".rs"))?;
+            Some((path, cells.next()?.parse().ok()?))
+        })
+        .collect();
+    let blocks =
+        |text: &str| text.matches(concat!("unsafe", " {")).count() + text.matches(concat!("unsafe", " impl")).count();
+    let held: BTreeMap<&str, usize> = workspace
+        .files
+        .iter()
+        .filter(|(path, _)| path.ends_with(".rs"))
+        .map(|(path, text)| (path.as_str(), blocks(text)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    for (path, count) in &held {
+        let known = listed.get(path).copied().unwrap_or(0);
+        if known != *count {
+            breach(
+                (*path).to_owned(),
+                format!("has {count} unsafe blocks, {LIST} lists {known}: each needs a reason and a test"),
+            );
+        }
+    }
+    for path in listed.keys().filter(|path| !held.contains_key(*path)) {
+        breach(LIST.to_owned(), format!("lists unsafe blocks of {path}, which has none"));
     }
 }
 

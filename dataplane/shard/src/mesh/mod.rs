@@ -13,6 +13,14 @@
 mod injector;
 mod park;
 
+/// What [`park`] is made of.
+mod sync {
+    pub(super) use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering, fence},
+    };
+}
+
 use std::{
     cell::Cell,
     fmt,

@@ -1,10 +1,7 @@
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
-    task::Waker,
-};
+use std::{sync::PoisonError, task::Waker};
+
+// The standard library's, or loom's in `tests/park.rs`, which tries every order of what two threads do here.
+use super::sync::{AtomicBool, Mutex, Ordering, fence};
 
 /// Where one side of a queue sleeps until the other has done something. The mutex is taken only to fall asleep and to wake.
 #[derive(Debug, Default)]

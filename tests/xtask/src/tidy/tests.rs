@@ -211,3 +211,20 @@ fn paths_of_a_machine_and_unfinished_code_are_found() {
     assert_eq!(add("relay/log/src/x.rs"), one("unfinished", "relay/log/src/x.rs:1"));
     assert_eq!(add("x.md"), []);
 }
+
+#[test]
+fn unsafe_blocks_are_listed_with_their_number() {
+    let code = concat!("fn f() { unsafe", " { g() } }\n").to_owned();
+    let with = |list: &str| {
+        broken(|workspace| {
+            workspace.files.push(("dataplane/shard/src/a.rs".to_owned(), code.clone()));
+            workspace.files.push(("ARCHITECTURE.md".to_owned(), list.to_owned()));
+        })
+    };
+    assert_eq!(with("| `dataplane/shard/src/a.rs` | 1 | why | test |\n"), []);
+    let breach = |place: &str| vec![("unsafe-list", place.to_owned())];
+    assert_eq!(with(""), breach("dataplane/shard/src/a.rs"));
+    assert_eq!(with("| `dataplane/shard/src/a.rs` | 2 | why | test |\n"), breach("dataplane/shard/src/a.rs"));
+    let stale = "| `dataplane/shard/src/a.rs` | 1 | why | test |\n| `dataplane/shard/src/b.rs` | 1 | why | test |\n";
+    assert_eq!(with(stale), breach("ARCHITECTURE.md"));
+}
