@@ -68,6 +68,9 @@ pub(crate) enum Command {
     Rm(Rm),
     /// How the node is
     Status,
+    /// Look after the store of the data folder
+    #[command(subcommand)]
+    Store(Store),
     /// What this machine has, and what is lost without the rest
     Doctor,
     /// A quick measurement of the node in use
@@ -108,6 +111,39 @@ pub(crate) struct Overrides {
     /// Level of the log: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Store {
+    /// Segments, orphans, scrubs
+    Status,
+    /// Read everything and compare it with its hash; exit code 5 when something is damaged
+    Scrub {
+        /// Bytes to read a second: 50M [default: as fast as it goes]
+        #[arg(long, value_name = "BYTES", value_parser = reference::size)]
+        rate: Option<u64>,
+        #[command(flatten)]
+        work: Work,
+    },
+    /// Give back all space that removed blobs hold, whatever it costs
+    Compact {
+        #[command(flatten)]
+        work: Work,
+    },
+    /// Check the whole store; exit code 5 when something is damaged
+    Check {
+        /// Without a node: reads the files themselves, and follows all references. Changes nothing
+        #[arg(long)]
+        offline: bool,
+    },
+}
+
+/// How work is waited for.
+#[derive(Debug, Args)]
+pub(crate) struct Work {
+    /// Begin it and return
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod put;
 mod quickstart;
 mod stat;
 mod status;
+mod store;
 
 use std::future::Future;
 
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Tag(tag) => stat::tag(&global, tag),
         Command::Rm(rm) => stat::remove(&global, &rm),
         Command::Status => status::run(&global),
+        Command::Store(store) => store::run(&global, &store),
         Command::Doctor => doctor::run(&global),
         Command::Bench(bench) => bench::run(&global, &bench),
         Command::Id => {

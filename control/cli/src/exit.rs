@@ -45,14 +45,6 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// Whether another node may do better.
-    pub(crate) fn is_of_the_node(self) -> bool {
-        matches!(
-            self,
-            Self::NotFound | Self::NotPermitted | Self::Integrity | Self::Unreachable | Self::Busy | Self::DataFolder
-        )
-    }
-
     /// What a process of this program ended with.
     pub(crate) fn from_code(code: i32) -> Option<Self> {
         const ALL: [Exit; 12] = [
@@ -80,13 +72,15 @@ pub(crate) struct Failure {
     /// What could not be done, then why, outermost first.
     pub(crate) messages: Vec<String>,
     pub(crate) hint: Option<String>,
+    /// It is the node's doing, or the network's: another node may do better.
+    pub(crate) is_of_the_node: bool,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Display) -> Self {
-        Self { exit, messages: vec![message.to_string()], hint: None }
+        Self { exit, messages: vec![message.to_string()], hint: None, is_of_the_node: false }
     }
 
     pub(crate) fn usage(message: impl Display) -> Self {
@@ -114,7 +108,7 @@ impl Failure {
             }
             source = cause.source();
         }
-        Self { exit, messages, hint: None }
+        Self { exit, messages, hint: None, is_of_the_node: false }
     }
 
     /// The lines for standard error.
@@ -226,7 +220,7 @@ impl From<ClientError> for Failure {
                 ),
             ),
             ClientError::ConnectionLost(_) => {
-                (Exit::Unreachable, Some("try again; an upload that was cut off left nothing".into()))
+                (Exit::Unreachable, Some("the same command again goes on where it stopped".into()))
             }
             ClientError::Manifest(ManifestError::Magic) => {
                 (Exit::Other, Some("it is a plain blob, so it has no paths in it: name it alone".into()))
@@ -241,7 +235,24 @@ impl From<ClientError> for Failure {
             ClientError::Socket(source) => (of_io(source), None),
             ClientError::Tls(_) => (Exit::Other, None),
         };
-        Self { hint, ..Self::of(&error, exit) }
+        let is_of_the_node = match &error {
+            ClientError::Unreachable(_)
+            | ClientError::Timeout(_)
+            | ClientError::WrongNodeKey { .. }
+            | ClientError::UnsupportedProtocol(_)
+            | ClientError::Protocol(_)
+            | ClientError::Refused(_)
+            | ClientError::HashMismatch(_)
+            | ClientError::ConnectionLost(_) => true,
+            ClientError::Manifest(_)
+            | ClientError::Io { .. }
+            | ClientError::Stream(_)
+            | ClientError::TargetExists(_)
+            | ClientError::Unsuitable { .. }
+            | ClientError::Socket(_)
+            | ClientError::Tls(_) => false,
+        };
+        Self { hint, is_of_the_node, ..Self::of(&error, exit) }
     }
 }
 
@@ -310,27 +321,32 @@ impl From<AdminError> for Failure {
     }
 }
 
+fn of_store(error: &OpenError) -> (Exit, &'static str) {
+    match error {
+        OpenError::NewerFormat { .. } => {
+            (Exit::DataFolder, "use a later version of metanode, or another folder (--data)")
+        }
+        OpenError::ReadOnly(_) => (Exit::DataFolder, "make it writable for this user, or name another folder (--data)"),
+        OpenError::DiskFull(_) => (Exit::NoRoom, "free some space on its file system"),
+        OpenError::Damaged { .. } => (Exit::Integrity, "nothing was changed; restore that file from a backup"),
+        OpenError::Io { .. } => (Exit::DataFolder, "look at the disk and at the permissions of the data folder"),
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let (exit, hint) = of_store(&error);
+        Self::of(&error, exit).hint(hint)
+    }
+}
+
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::Data(data) => data.into(),
             NodeError::Config(config) => config.into(),
             NodeError::Store(ref store) => {
-                let (exit, hint) = match store {
-                    OpenError::NewerFormat { .. } => {
-                        (Exit::DataFolder, "use a later version of metanode, or another folder (--data)")
-                    }
-                    OpenError::ReadOnly(_) => {
-                        (Exit::DataFolder, "make it writable for this user, or name another folder (--data)")
-                    }
-                    OpenError::DiskFull(_) => (Exit::NoRoom, "free some space on its file system"),
-                    OpenError::Damaged { .. } => {
-                        (Exit::Integrity, "nothing was changed; restore that file from a backup")
-                    }
-                    OpenError::Io { .. } => {
-                        (Exit::DataFolder, "look at the disk and at the permissions of the data folder")
-                    }
-                };
+                let (exit, hint) = of_store(store);
                 Self::of(&error, exit).hint(hint)
             }
             NodeError::Io { ref source, .. } => {

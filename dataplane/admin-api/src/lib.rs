@@ -7,6 +7,8 @@
 //! | request | answer | meaning |
 //! |---|---|---|
 //! | [`Request::Status`] | [`Reply::Status`] | sums over all shards, at most a second old |
+//! | [`Request::Scrub`], [`Request::Compact`] | [`Reply::Begun`] with a number | the work has begun on all shards; [`StoreStatus`] says how far it is |
+//! | [`Request::StoreStatus`] | [`Reply::StoreStatus`] | sums over all shards, at most a second old |
 //! | [`Request::Stop`] | [`Reply::Done`], then the end of the stream | `Done`: the stop has begun. The stream ends when the last request is answered, everything is synced and the data folder's lock is released, in a process that may still take milliseconds to exit. |
 //!
 //! Anything else is answered by [`Reply::Refused`], and the stream ends. This crate turns frames into [`Request`] and
@@ -14,20 +16,37 @@
 
 mod status;
 
+/// How a store is: sums over all shards.
+pub use metanode_wire::message::StoreStatusReply as StoreStatus;
 use metanode_wire::{
     Frame, FrameError, FrameLimits, Kind, Refusal, encode,
-    message::{AdminStop, Done, NodeStatus, NodeStatusReply, Refused},
+    message::{
+        AdminMaintain, AdminStop, AdminStoreStatus, Done, MaintainReply, NodeStatus, NodeStatusReply, Refused,
+        StoreStatusReply,
+    },
 };
 pub use status::NodeStatusInfo;
 
 /// What a frame on the local socket may have at most: a status has some hundred bytes, and there are no bodies.
 pub const FRAME_LIMITS: FrameLimits = FrameLimits { head_bytes_max: 4_096, body_bytes_max: 0 };
 
+const SCRUB: u8 = 0;
+const COMPACT: u8 = 1;
+
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// How is the node?
     Status,
+    /// Read everything and compare it with its hash, at so many bytes a second (0: as fast as it goes).
+    Scrub {
+        /// Of the whole store.
+        bytes_per_second: u64,
+    },
+    /// Free what can be freed.
+    Compact,
+    /// How is the store?
+    StoreStatus,
     /// Drain, sync, end.
     Stop,
 }
@@ -37,6 +56,11 @@ impl Request {
     pub fn encode(self, out: &mut Vec<u8>, request: u32) {
         match self {
             Self::Status => encode(out, request, &NodeStatus {}, 0),
+            Self::Scrub { bytes_per_second } => {
+                encode(out, request, &AdminMaintain { what: SCRUB, bytes_per_second }, 0);
+            }
+            Self::Compact => encode(out, request, &AdminMaintain { what: COMPACT, bytes_per_second: 0 }, 0),
+            Self::StoreStatus => encode(out, request, &AdminStoreStatus {}, 0),
             Self::Stop => encode(out, request, &AdminStop {}, 0),
         }
     }
@@ -45,6 +69,15 @@ impl Request {
     pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
         match frame.kind {
             Kind::NodeStatus => frame.message::<NodeStatus>().map(|_| Self::Status),
+            Kind::AdminMaintain => {
+                let maintain = frame.message::<AdminMaintain>()?;
+                match maintain.what {
+                    SCRUB => Ok(Self::Scrub { bytes_per_second: maintain.bytes_per_second.to_native() }),
+                    COMPACT => Ok(Self::Compact),
+                    _ => Err(FrameError::Malformed),
+                }
+            }
+            Kind::AdminStoreStatus => frame.message::<AdminStoreStatus>().map(|_| Self::StoreStatus),
             Kind::AdminStop => frame.message::<AdminStop>().map(|_| Self::Stop),
             other => Err(FrameError::Unexpected(other)),
         }
@@ -56,6 +89,10 @@ impl Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Box<NodeStatusInfo>),
+    /// To [`Request::Scrub`] and [`Request::Compact`]: the number of the work.
+    Begun(u64),
+    /// To [`Request::StoreStatus`].
+    StoreStatus(Box<StoreStatus>),
     /// To [`Request::Stop`].
     Done,
     /// To what is neither.
@@ -67,6 +104,8 @@ impl Reply {
     pub fn encode(&self, out: &mut Vec<u8>, request: u32) {
         match self {
             Self::Status(info) => encode(out, request, &info.to_message(), 0),
+            Self::Begun(number) => encode(out, request, &MaintainReply { number: *number }, 0),
+            Self::StoreStatus(status) => encode(out, request, &**status, 0),
             Self::Done => encode(out, request, &Done {}, 0),
             Self::Refused(refusal) => encode(out, request, &refusal.to_message(), 0),
         }
@@ -78,6 +117,24 @@ impl Reply {
             Kind::NodeStatusReply => {
                 let info = NodeStatusInfo::from_message(frame.message::<NodeStatusReply>()?);
                 info.map(|info| Self::Status(Box::new(info))).ok_or(FrameError::Malformed)
+            }
+            Kind::MaintainReply => Ok(Self::Begun(frame.message::<MaintainReply>()?.number.to_native())),
+            Kind::StoreStatusReply => {
+                let reply = frame.message::<StoreStatusReply>()?;
+                Ok(Self::StoreStatus(Box::new(StoreStatus {
+                    blobs: reply.blobs.to_native(),
+                    blob_bytes: reply.blob_bytes.to_native(),
+                    segments: reply.segments.to_native(),
+                    segment_bytes: reply.segment_bytes.to_native(),
+                    orphan_bytes: reply.orphan_bytes.to_native(),
+                    compacted_segments: reply.compacted_segments.to_native(),
+                    compact_done: reply.compact_done.to_native(),
+                    scrubbing_shards: reply.scrubbing_shards.to_native(),
+                    scrub_done: reply.scrub_done.to_native(),
+                    scrub_bytes: reply.scrub_bytes.to_native(),
+                    scrub_corrupt: reply.scrub_corrupt.to_native(),
+                    corrupt_reads: reply.corrupt_reads.to_native(),
+                })))
             }
             Kind::Done => frame.message::<Done>().map(|_| Self::Done),
             Kind::Refused => frame.message::<Refused>().map(|message| Self::Refused(Refusal::from_message(message))),
@@ -102,12 +159,30 @@ mod tests {
 
     #[test]
     fn requests_and_replies_round_trip() {
-        for request in [Request::Status, Request::Stop] {
+        let scrub = Request::Scrub { bytes_per_second: 5 };
+        for request in [Request::Status, scrub, Request::Compact, Request::StoreStatus, Request::Stop] {
             let frame = frame(|out| request.encode(out, 7));
             assert_eq!((frame.request, Request::from_frame(&frame)), (7, Ok(request)));
         }
         let status = Reply::Status(Box::new(status::example()));
-        for reply in [status, Reply::Done, Reply::Refused(Refusal::new(RefusalCode::Malformed, "what?"))] {
+        let store = StoreStatus {
+            blobs: 1,
+            blob_bytes: 2,
+            segments: 3,
+            segment_bytes: 4,
+            orphan_bytes: 5,
+            compacted_segments: 6,
+            compact_done: 7,
+            scrubbing_shards: 8,
+            scrub_done: 9,
+            scrub_bytes: 10,
+            scrub_corrupt: 11,
+            corrupt_reads: 12,
+        };
+        let store = Reply::StoreStatus(Box::new(store));
+        for reply in
+            [status, store, Reply::Begun(3), Reply::Done, Reply::Refused(Refusal::new(RefusalCode::Malformed, "what?"))]
+        {
             let frame = frame(|out| reply.encode(out, 9));
             assert_eq!((frame.request, Reply::from_frame(&frame)), (9, Ok(reply)));
         }

@@ -323,13 +323,21 @@ async fn get_resumed(
     progress: &Progress,
 ) -> Result<Fetched, ClientError> {
     let mut trust_part = true;
+    let mut lies = false;
     loop {
-        let (part, found_bytes) = PartFile::resume(target, replace, &hash)?;
+        let (part, found_bytes) = match lies {
+            false => PartFile::resume(target, replace, &hash)?,
+            true => (PartFile::create(target, replace)?, 0),
+        };
         let file = part.open().map_err(ClientError::io(target))?;
         // Buffers are written side by side: behind the first that is missing, a killed process may have left others.
         let certain_bytes = found_bytes.saturating_sub((WRITE_BUFFERS * WRITE_BUFFER_BYTES) as u64);
-        let held_bytes =
-            if trust_part { certain_bytes.min(size_bytes) / GROUP_BYTES as u64 * GROUP_BYTES as u64 } else { 0 };
+        let held_bytes = if trust_part { certain_bytes / GROUP_BYTES as u64 * GROUP_BYTES as u64 } else { 0 };
+        if held_bytes > size_bytes {
+            // One of the two is wrong, and the size is the node's word: what is held is not given up for it.
+            lies = true;
+            continue;
+        }
         file.set_len(held_bytes).map_err(ClientError::io(target))?;
         progress.expect(1, size_bytes);
         progress.add_bytes(held_bytes);
@@ -346,7 +354,7 @@ async fn get_resumed(
         let fetched = fetched.map_err(of_file(target))?;
         written.map_err(ClientError::io(target))?;
         // The proof of the rest does not say that the part held the blob's beginning.
-        if held_bytes > 0 && hash_file(part.path()).await.map_err(ClientError::io(target))? != hash {
+        if held_bytes > 0 && hash_file(&part).await.map_err(ClientError::io(target))? != hash {
             part.discard();
             if std::mem::replace(&mut trust_part, false) {
                 continue;
@@ -360,11 +368,12 @@ async fn get_resumed(
 }
 
 /// The hash of what is in a file.
-async fn hash_file(path: &Path) -> io::Result<Hash> {
-    let path = path.to_owned();
+async fn hash_file(part: &PartFile) -> io::Result<Hash> {
+    let mut file = part.open()?;
     let hash = tokio::task::spawn_blocking(move || {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(File::open(path)?)?;
+        io::Seek::rewind(&mut file)?;
+        hasher.update_reader(file)?;
         Ok(Hash(*hasher.finalize().as_bytes()))
     });
     hash.await.map_err(io::Error::other)?

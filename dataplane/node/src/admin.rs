@@ -6,5 +6,6 @@
 mod client;
 mod server;
 
-pub use client::{AdminError, status, stop};
+pub use client::{AdminError, compact, scrub, status, stop, store_status};
+pub use metanode_admin_api::StoreStatus;
 pub(crate) use server::{Stoppers, serve};

@@ -216,6 +216,7 @@ async fn known_chunk(session: &Session, name: Hash, has_body: bool) -> Result<By
     if has_body {
         return Err(malformed(format_args!("KnownChunk has no body")).into());
     }
+    let _place = session.shard.known_chunks.enter().await;
     match session.shard.store.chunk(name).await {
         Ok(chunk) if chunk.len() == CHUNK_BYTES => Ok(chunk),
         // Gone, or not to be trusted: either way the client has to send it.

@@ -120,6 +120,11 @@ pub struct StoreConfig {
     /// Bytes of answers that wait on one shard until clients take them; above it, fetches that are not in the memory cache are
     /// answered "busy" with a hint.
     pub downloads_bytes_max: u64,
+    /// Hours between two scrubs, which read everything and compare it with its hash; the first comes so long after a start. 0: none
+    /// but those that `metanode store scrub` asks for.
+    pub scrub_hours: u16,
+    /// Bytes a second that such a scrub reads, all shards together: a terabyte takes 35 hours, and a disk hardly notices.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// `[access]`: what a client key may do. The key is the one the client proves in the TLS handshake.
@@ -189,6 +194,8 @@ impl Default for StoreConfig {
             uploads_bytes_max: 64 << 20,
             upload_window_bytes: 4 << 20,
             downloads_bytes_max: 64 << 20,
+            scrub_hours: 168,
+            scrub_bytes_per_second: 8 << 20,
         }
     }
 }

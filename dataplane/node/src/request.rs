@@ -104,8 +104,8 @@ impl Request {
                 }
                 Self::Have(have.names.iter().map(|name| Hash(*name)).collect())
             }
-            Kind::AdminStop => {
-                let refusal = Refusal::new(RefusalCode::NotSupported, "a node is stopped over its local socket only");
+            Kind::AdminStop | Kind::AdminMaintain | Kind::AdminStoreStatus => {
+                let refusal = Refusal::new(RefusalCode::NotSupported, "a node is managed over its local socket only");
                 return Err(refusal.into());
             }
             other => return Err(FrameError::Unexpected(other).into()),

@@ -33,6 +33,10 @@ const REQUESTS_WAITING_MAX: u32 = 65_536;
 /// holds at most one whole blob.
 const READS_MAX: usize = 256;
 
+/// Chunks that are read at a time on one shard because an upload names them: a name of 60 bytes makes the node read 256 KiB, so
+/// whatever many uploads name, others get their share of the disk.
+const KNOWN_CHUNKS_MAX: usize = 4;
+
 /// One shard as its connections see it.
 pub(crate) struct Shard {
     pub(crate) store: Store,
@@ -47,6 +51,8 @@ pub(crate) struct Shard {
     /// Frames of which a part has arrived.
     pub(crate) partial_frames: Admission,
     pub(crate) reads: Gate,
+    /// Chunks that uploads name in place of sending them: each is read from the disk.
+    pub(crate) known_chunks: Gate,
     /// Requests, bulk transfers included, that are not yet answered.
     pub(crate) in_flight: Cell<u32>,
     /// No new requests: the node is stopping.
@@ -76,6 +82,7 @@ impl Shard {
             downloads: Admission::new(config.store.downloads_bytes_max),
             partial_frames: Admission::new(config.store.uploads_bytes_max),
             reads: Gate::new(READS_MAX),
+            known_chunks: Gate::new(KNOWN_CHUNKS_MAX),
             in_flight: Cell::new(0),
             draining: Cell::new(false),
         })

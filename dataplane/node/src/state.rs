@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_admin_api::NodeStatusInfo;
+use metanode_admin_api::{NodeStatusInfo, StoreStatus};
 use metanode_shard::Stalls;
-use metanode_store::StoreShared;
-use metanode_types::NodeKey;
+use metanode_store::{StoreCounters, StoreShared};
+use metanode_types::{NodeKey, ShardId};
 
 use crate::counters::ShardCounters;
 
@@ -83,6 +83,27 @@ impl NodeState {
             cache_bytes_max: self.cache_bytes_max,
             shard_stalls: self.stalls.total(),
             read_only_reason: self.store.read_only_reason(),
+        }
+    }
+
+    /// The store's numbers, summed over all shards. Work that was asked for is done when the last shard has done it.
+    pub(crate) fn store_status(&self) -> StoreStatus {
+        let counters: Vec<_> = (0..self.shards.len()).map(|index| self.store.counters(ShardId(index as u16))).collect();
+        let sum = |of: fn(&StoreCounters) -> u64| counters.iter().map(|shard| of(shard)).sum();
+        let least = |of: fn(&StoreCounters) -> u64| counters.iter().map(|shard| of(shard)).min().unwrap_or(0);
+        StoreStatus {
+            blobs: sum(|c| c.blobs.value()),
+            blob_bytes: sum(|c| c.blob_bytes.value()),
+            segments: sum(|c| c.segments.value()),
+            segment_bytes: sum(|c| c.segment_bytes.value()),
+            orphan_bytes: sum(|c| c.orphan_bytes.value()),
+            compacted_segments: sum(|c| c.compacted_segments.value()),
+            compact_done: least(|c| c.compact_done.value()),
+            scrubbing_shards: sum(|c| c.scrub_running.value()),
+            scrub_done: least(|c| c.scrub_done.value()),
+            scrub_bytes: sum(|c| c.scrub_bytes.value()),
+            scrub_corrupt: sum(|c| c.scrub_corrupt.value()),
+            corrupt_reads: sum(|c| c.corrupt_reads.value()),
         }
     }
 

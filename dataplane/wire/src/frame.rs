@@ -51,6 +51,8 @@ pub enum Kind {
     Have = 0x10,
     KnownChunk = 0x11,
     AdminStop = 0x40,
+    AdminMaintain = 0x41,
+    AdminStoreStatus = 0x42,
     Welcome = 0x81,
     Data = 0x82,
     BulkBegin = 0x83,
@@ -62,6 +64,8 @@ pub enum Kind {
     TagPage = 0x8e,
     NodeStatusReply = 0x8f,
     HaveReply = 0x90,
+    MaintainReply = 0xc1,
+    StoreStatusReply = 0xc2,
     Refused = 0xff,
 }
 
@@ -86,6 +90,8 @@ impl Kind {
         Self::Have,
         Self::KnownChunk,
         Self::AdminStop,
+        Self::AdminMaintain,
+        Self::AdminStoreStatus,
         Self::Welcome,
         Self::Data,
         Self::BulkBegin,
@@ -97,6 +103,8 @@ impl Kind {
         Self::TagPage,
         Self::NodeStatusReply,
         Self::HaveReply,
+        Self::MaintainReply,
+        Self::StoreStatusReply,
         Self::Refused,
     ];
 

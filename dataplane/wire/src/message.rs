@@ -274,6 +274,51 @@ messages! {
     /// Stop: drain, sync, exit 0. Only on the local socket. Answer: [`Done`], then the socket closes when the node has ended.
     AdminStop {}
 
+    /// Begin work on the whole store. Only on the local socket. Answer: [`MaintainReply`], at once.
+    AdminMaintain {
+        /// 0: scrub; 1: compact.
+        what: u8,
+        /// Of a scrub: bytes to read a second; 0 is as fast as it goes.
+        bytes_per_second: u64,
+    }
+
+    /// The work has its number; [`StoreStatusReply`] says when it is done.
+    MaintainReply {
+        /// Of this kind of work, since the node started.
+        number: u64,
+    }
+
+    /// Ask how the store is. Only on the local socket. Answer: [`StoreStatusReply`].
+    AdminStoreStatus {}
+
+    /// Answer to [`AdminStoreStatus`]: sums over all shards.
+    StoreStatusReply {
+        /// Blobs.
+        blobs: u64,
+        /// Bytes of their contents.
+        blob_bytes: u64,
+        /// Segment files.
+        segments: u64,
+        /// Bytes of them.
+        segment_bytes: u64,
+        /// Bytes that interrupted uploads have left.
+        orphan_bytes: u64,
+        /// Segments that compaction has freed, since the start.
+        compacted_segments: u64,
+        /// Compactions that were asked for and are done.
+        compact_done: u64,
+        /// Shards that scrub now.
+        scrubbing_shards: u64,
+        /// Scrubs that were asked for and are done.
+        scrub_done: u64,
+        /// Bytes that scrubs have read, since the start.
+        scrub_bytes: u64,
+        /// Chunks and maps that scrubs have found to be damaged, since the start.
+        scrub_corrupt: u64,
+        /// Reads that found damage, those of scrubs included, since the start.
+        corrupt_reads: u64,
+    }
+
     /// The request was refused; nothing of it was done.
     Refused {
         /// A [`RefusalCode`](crate::RefusalCode).

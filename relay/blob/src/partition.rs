@@ -41,6 +41,19 @@ pub struct ChunkEntry {
     pub references: u32,
     /// Its bytes on disk are not what they should be: the next PUT replaces them.
     pub corrupt: bool,
+    /// Whether it is among the orphans.
+    pub queued: Queued,
+}
+
+impl ChunkEntry {
+    /// Drops one reference, if there is one; whether it was the last. Without one it was taken by a root that had lost the chunk.
+    fn drop_reference(&mut self) -> bool {
+        if matches!(self.references, 0 | u32::MAX) {
+            return false;
+        }
+        self.references -= 1;
+        self.references == 0
+    }
 }
 
 /// A root in the index.
@@ -267,6 +280,7 @@ mod references;
 pub use checkpoint::{Checkpoint, Coverage, MalformedCheckpoint};
 pub use op::{Event, Op, OpError, Outcome, ReleasedRoot, RootOptions};
 use orphans::Orphans;
+pub use orphans::Queued;
 pub use recover::Recovery;
 
 #[cfg(test)]

@@ -180,9 +180,10 @@ impl<T> Writer<T> {
         self.sequence - u64::from(self.flight.is_some())
     }
 
-    /// Number of the next segment to be made.
-    pub fn next_segment(&self) -> u32 {
-        self.identity.segment
+    /// The first segment that a later frame may go to: the active one, else the one that is ready or being made, else the next.
+    pub fn first_open_segment(&self) -> u32 {
+        let next = self.identity.segment - u32::from(self.preparing);
+        self.active_segment().or(self.ready).unwrap_or(next)
     }
 
     /// Bytes staged and not yet in a frame.
@@ -279,11 +280,16 @@ impl<T> Writer<T> {
     pub fn revoked(&mut self, result: Result<(), Failure>) -> Vec<(Failure, Append<T>)> {
         let flight = self.flight.take().filter(|flight| flight.revoking).expect("only an answer to Revoke");
         let mut failure = flight.failed.expect("only a frame that failed is revoked");
+        let mut waiting = Vec::new();
         if result.is_err() {
             failure = Failure::Unknown;
             self.failures = self.limits.failures_max;
         } else if failure == Failure::NoSpace {
             self.full = true;
+            // No segment will be made for them until there is room.
+            if self.ready.is_none() {
+                waiting = self.fail_staged(Failure::NoSpace, |append| !append.essential);
+            }
         } else {
             self.failures += 1;
         }
@@ -292,6 +298,7 @@ impl<T> Writer<T> {
             .drain(..)
             .map(|(record, ticket, _)| (failure, Append { record, ticket, essential: false }))
             .collect();
+        failed.extend(waiting);
         if self.is_read_only() {
             failed.extend(self.fail_staged(Failure::ReadOnly, |_| true));
         }
@@ -485,6 +492,36 @@ mod tests {
         assert!(writer.is_read_only());
         let append = Append { record: record(RecordKind::Chunk, 9, 1), ticket: 9, essential: true };
         assert_eq!(writer.append(append).map_err(|(failure, _)| failure), Err(Failure::ReadOnly));
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_written_now_covers_no_segment_that_frames_may_still_go_to() {
+        let mut writer = writer();
+        assert_eq!(writer.first_open_segment(), 2);
+        let Some(Effect::Prepare { segment: 2, .. }) = writer.poll() else { panic!() };
+        assert_eq!(writer.first_open_segment(), 2, "it is being made");
+        assert!(writer.prepared(2, Ok(())).is_empty());
+        assert_eq!(writer.first_open_segment(), 2, "it is ready");
+        append(&mut writer, 1, 10);
+        let Some(Effect::Commit { segment: 2, .. }) = writer.poll() else { panic!() };
+        prepare(&mut writer);
+        assert!(writer.committed(Err(Failure::Io)).is_empty());
+        assert_eq!(writer.first_open_segment(), 3, "2 is not used again, 3 is ready");
+    }
+
+    #[test]
+    fn a_disk_that_is_found_full_by_a_write_keeps_nobody_waiting() {
+        let mut writer = writer();
+        prepare(&mut writer);
+        append(&mut writer, 1, 10);
+        let Some(Effect::Commit { .. }) = writer.poll() else { panic!() };
+        append(&mut writer, 2, 10);
+        assert!(writer.committed(Err(Failure::NoSpace)).is_empty());
+        assert!(matches!(writer.poll(), Some(Effect::Revoke { .. })));
+        let failed = writer.revoked(Ok(()));
+        let tickets: Vec<_> = failed.iter().map(|(failure, append)| (*failure, append.ticket)).collect();
+        assert_eq!(tickets, [(Failure::NoSpace, 1), (Failure::NoSpace, 2)]);
+        assert!(writer.is_idle());
     }
 
     #[test]

@@ -225,6 +225,9 @@ pub(crate) async fn run(inner: Rc<Inner>) {
                 let result = result.map_err(|error| report(&inner, "revocation of a frame", segment, &error));
                 inner.partition.borrow_mut().revoked(result);
                 inner.dispatch();
+                if inner.partition.borrow().log_state().full {
+                    make_room(&inner);
+                }
             }
             None => {
                 let state = inner.partition.borrow().log_state();
@@ -256,10 +259,10 @@ async fn prepare(inner: Rc<Inner>, segment: u32, reserve: bool) {
     inner.dispatch();
     inner.work.notify();
     if let Err(failure) = result {
-        if failure == Failure::NoSpace {
-            inner.shards.iter().for_each(|shard| inner.notice(shard, Notice::DropOrphans));
+        match failure {
+            Failure::NoSpace => make_room(&inner),
+            _ => inner.compact.notify(),
         }
-        inner.compact.notify();
         return;
     }
     let pace = inner.log.prepared_at.replace(Some(now())).map(|at| now() - at);
@@ -270,6 +273,12 @@ async fn prepare(inner: Rc<Inner>, segment: u32, reserve: bool) {
         }
         inner.log.filling.set(false);
     }
+}
+
+/// The disk is full: what nobody needs goes.
+fn make_room(inner: &Rc<Inner>) {
+    inner.shards.iter().for_each(|shard| inner.notice(shard, Notice::DropOrphans));
+    inner.compact.notify();
 }
 
 /// Logs a failed write where it is consumed, and says what it means to the log.

@@ -31,6 +31,9 @@ const LIVE_PERCENT_MAX: u64 = 50;
 /// On a full disk every freed block helps, at the price of more copying.
 const LIVE_PERCENT_MAX_FULL: u64 = 90;
 
+/// Where someone asked for it, all but what would be copied to win nothing.
+const LIVE_PERCENT_MAX_HARD: u64 = 98;
+
 /// Waits after a change, so that many removals make one round.
 const ROUND: Duration = Duration::from_millis(200);
 
@@ -42,8 +45,11 @@ pub(crate) async fn run(inner: Rc<Inner>) {
     loop {
         inner.compact.wait().await;
         sleep(ROUND).await;
+        let hard = inner.compact_hard.take();
+        // Copies fill new segments, which are not worth copying again.
+        let begun_before = inner.partition.borrow().next_sequence();
         loop {
-            match round(&inner, &mut damaged).await {
+            match round(&inner, &mut damaged, hard.map(|_| begun_before)).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -52,11 +58,15 @@ pub(crate) async fn run(inner: Rc<Inner>) {
                 }
             }
         }
+        if let Some(hard) = hard {
+            crate::Store(inner.clone()).usage(); // shows the numbers that whoever asked looks at next
+            inner.counters.compact_done.set(hard);
+        }
     }
 }
 
-/// Frees one segment; `false` when none is worth it.
-async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<bool, StoreError> {
+/// Frees one segment; `false` when none is worth it. `hard`: whatever it costs, but only segments that were begun before that frame.
+async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>, hard: Option<u64>) -> Result<bool, StoreError> {
     let _work = inner.in_background();
     let state = inner.partition.borrow().log_state();
     if state.read_only || inner.closing.get() {
@@ -68,7 +78,9 @@ async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<b
         mine.filter(|((log, segment), info)| {
             // Of its own log, only what is behind the segment that frames go to now.
             let behind = state.active_segment.is_some_and(|active| *segment < active);
-            (*log != inner.shard.0 || info.first.0 < inner.shared.boot || behind)
+            let old = info.first.0 < inner.shared.boot;
+            (*log != inner.shard.0 || old || behind)
+                && (old || hard.is_none_or(|sequence| info.first.1 < sequence))
                 && !damaged.contains(&(*log, *segment))
         })
         .map(|((log, segment), info)| (*log, *segment, info.bytes))
@@ -88,7 +100,11 @@ async fn round(inner: &Rc<Inner>, damaged: &mut HashSet<(u16, u32)>) -> Result<b
             other => return Err(wrong(&other)),
         }
     }
-    let percent_max = if state.full { LIVE_PERCENT_MAX_FULL } else { LIVE_PERCENT_MAX };
+    let percent_max = match (state.full, hard) {
+        (_, Some(_)) => LIVE_PERCENT_MAX_HARD,
+        (true, None) => LIVE_PERCENT_MAX_FULL,
+        (false, None) => LIVE_PERCENT_MAX,
+    };
     let best = candidates.iter().zip(&live).min_by_key(|((_, _, bytes), live)| live.bytes * 100 / bytes.max(&1));
     let Some((&(log, segment, bytes), live)) = best else { return Ok(false) };
     if live.bytes * 100 > bytes * percent_max {

@@ -24,6 +24,14 @@ pub struct StoreCounters {
     pub segments: Gauge,
     pub segment_bytes: Gauge,
     pub orphan_bytes: Gauge,
+    pub scrub_running: Gauge,
+    pub scrub_passes: Counter,
+    pub scrub_bytes: Counter,
+    pub scrub_corrupt: Counter,
+    /// Numbers of the latest requests that were done.
+    pub scrub_done: Gauge,
+    pub compact_asked: Gauge,
+    pub compact_done: Gauge,
     pub mesh_requests: Counter,
 }
 
@@ -51,6 +59,15 @@ impl StoreCounters {
         out.gauge("store_segments", "Segments", l, &self.segments);
         out.gauge("store_segment_bytes", "Bytes of segment files", l, &self.segment_bytes);
         out.gauge("store_orphan_bytes", "Bytes that interrupted uploads have left", l, &self.orphan_bytes);
+        out.gauge("store_scrub_running", "Whether a scrub is under way", l, &self.scrub_running);
+        out.counter("store_scrub_passes_total", "Scrubs that came to the end", l, &self.scrub_passes);
+        out.counter("store_scrub_bytes_total", "Bytes that scrubs have read", l, &self.scrub_bytes);
+        out.counter(
+            "store_scrub_corrupt_total",
+            "Chunks and maps that scrubs found to be damaged",
+            l,
+            &self.scrub_corrupt,
+        );
         out.counter("store_mesh_requests_total", "Requests that went to another shard", l, &self.mesh_requests);
     }
 }

@@ -17,6 +17,7 @@
 //! `shard.rs` (requests and their routes), `commit.rs` (the log's shell), `open.rs` (recovery).
 
 mod cache;
+mod check;
 mod checkpoint;
 mod children;
 mod commit;
@@ -27,6 +28,7 @@ mod files;
 mod folder;
 mod leases;
 mod local;
+mod maintain;
 mod open;
 mod put;
 mod read;
@@ -37,9 +39,11 @@ mod route;
 mod serve;
 mod shard;
 
+pub use check::{CheckReport, check};
 pub use counters::StoreCounters;
 pub use error::{OpenError, StoreError};
 pub use leases::Leases;
+pub use maintain::Maintenance;
 use metanode_types::{BlobKind, DurabilityClass, Hash, ShardCount, TagName};
 pub use open::{RecoveryReport, StoreConfig, StoreShared};
 pub use put::PutBulk;

@@ -17,6 +17,7 @@ use metanode_shard::{
 use metanode_types::{ShardCount, ShardId};
 
 use crate::{
+    Maintenance,
     counters::StoreCounters,
     error::OpenError,
     folder::{log_path, reserve_path},
@@ -46,12 +47,24 @@ pub struct StoreConfig {
     pub index_entries_max: u64,
     /// Shards.
     pub shards: ShardCount,
+    /// How long after a scrub the next one begins by itself; never without.
+    pub scrub_period: Option<Duration>,
+    /// Bytes a second that such a scrub reads, over all shards.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl StoreConfig {
     /// With the defaults: a cache for 100,000 blobs of 4 KiB, segments of 64 MiB, 50 million index entries (about 6 GiB).
     pub fn new(path: PathBuf, shards: ShardCount) -> Self {
-        Self { path, cache_bytes_max: 416 << 20, segment_bytes: 64 << 20, index_entries_max: 50_000_000, shards }
+        Self {
+            path,
+            cache_bytes_max: 416 << 20,
+            segment_bytes: 64 << 20,
+            index_entries_max: 50_000_000,
+            shards,
+            scrub_period: None,
+            scrub_bytes_per_second: 0,
+        }
     }
 }
 
@@ -93,6 +106,7 @@ pub(crate) struct Shared {
     partitions: Mutex<Vec<Option<Partition>>>,
     segments: Mutex<BTreeMap<(u16, u32), SegmentInfo>>,
     read_only: Mutex<Option<String>>,
+    pub(crate) maintenance: Maintenance,
 }
 
 /// A segment that is on disk.
@@ -128,6 +142,7 @@ impl StoreShared {
             partitions: Mutex::new(recovered.partitions.into_iter().map(Some).collect()),
             segments: Mutex::new(recovered.segments),
             read_only: Mutex::new(None),
+            maintenance: Maintenance::default(),
             config,
         })))
     }
@@ -135,6 +150,11 @@ impl StoreShared {
     /// Why there are no writes, if so.
     pub fn read_only_reason(&self) -> Option<String> {
         self.0.read_only().clone()
+    }
+
+    /// Scrubbing and compaction on demand.
+    pub fn maintenance(&self) -> &Maintenance {
+        &self.0.maintenance
     }
 
     /// What recovery found.
@@ -205,6 +225,13 @@ impl Meta {
         };
         write().map_err(OpenError::io(&path))?;
         Ok(meta)
+    }
+
+    /// Reads it; there must be one.
+    pub(crate) fn read(store: &Path) -> Result<Self, OpenError> {
+        let path = store.join("meta");
+        let text = fs::read(&path).map_err(OpenError::io(&path))?;
+        Self::parse(&String::from_utf8_lossy(&text), &path)
     }
 
     fn make(config: &StoreConfig) -> Result<Self, OpenError> {

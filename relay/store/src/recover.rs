@@ -105,7 +105,7 @@ struct Found {
 }
 
 impl Found {
-    /// Reads the headers of all segments. Removes those that never had one.
+    /// Reads the headers of all segments.
     fn look(config: &StoreConfig, meta: &Meta) -> Result<Self, OpenError> {
         let mut this = Self { segments: BTreeMap::new(), next: BTreeMap::new() };
         for (log, folder) in logs(&config.path)? {
@@ -115,9 +115,8 @@ impl Found {
                 *next = (*next).max(segment + 1);
                 let path = folder.join(name);
                 let identity = SegmentIdentity { store: meta.store, log, segment };
-                if let Some(found) = FoundSegment::look(&path, identity).map_err(OpenError::io(&path))? {
-                    this.segments.insert((log, segment), found);
-                }
+                let found = FoundSegment::look(&path, identity).map_err(OpenError::io(&path))?;
+                this.segments.insert((log, segment), found);
             }
         }
         Ok(this)
@@ -125,17 +124,17 @@ impl Found {
 }
 
 impl FoundSegment {
-    fn look(path: &Path, identity: SegmentIdentity) -> io::Result<Option<Self>> {
+    fn look(path: &Path, identity: SegmentIdentity) -> io::Result<Self> {
         let header = read(&PlainFile::open(path)?, 0, BLOCK_BYTES)?;
         // Frames are written behind a header that is durable. So there are none, and nothing to keep, behind one that was not written,
         // or is that of another name which the file had before. Otherwise frames say by themselves whether they are this segment's.
         let (begun_in, may_go) = match SegmentIdentity::decode_header(&header) {
             Some((found, boot)) if found == identity => (Some(boot), true),
-            None if header.iter().all(|byte| *byte == 0) => return fs::remove_file(path).map(|()| None),
+            None if header.iter().all(|byte| *byte == 0) => (None, true),
             Some((found, _)) if (found.store, found.log) == (identity.store, identity.log) => (None, true),
             _ => (None, false),
         };
-        Ok(Some(Self { path: path.to_owned(), begun_in, may_go }))
+        Ok(Self { path: path.to_owned(), begun_in, may_go })
     }
 }
 
@@ -213,7 +212,13 @@ impl Scan<'_> {
         // A frame that was written and not synced when the process died counts from now on, so it must not get lost. It is written
         // again, with the same bytes: behind a sync that failed, a page cache has what the disk has not, and no later sync writes it.
         let at = u64::from(tail - last);
-        file.write_at(&read(&file, at, last as usize)?, at)?;
+        match file.write_at(&read(&file, at, last as usize)?, at) {
+            // A file system that writes elsewhere has no room; the node must start all the same, so that something can be removed.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                warn!(path = %path.display(), "the disk is full: the end of a segment could not be written again");
+            }
+            written => written?,
+        }
         file.sync()?;
         self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
         Ok(())

@@ -140,7 +140,7 @@ impl Inner {
         Ok(None)
     }
 
-    fn corrupt(&self, name: &Hash, location: Location, what: &str) -> StoreError {
+    pub(crate) fn corrupt(&self, name: &Hash, location: Location, what: &str) -> StoreError {
         self.counters.corrupt_reads.increment();
         warn!(chunk = %name, ?location, "the copy of a chunk is corrupt: {what}; the next PUT replaces it");
         self.partition.borrow_mut().mark_corrupt(name, location);

@@ -24,6 +24,7 @@ use crate::{
     compact,
     files::Files,
     local::{Notify, Slot},
+    maintain,
     open::Shared,
     read::BlobReader,
     release,
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) idle: Notify,
     /// There may be a segment to free.
     pub(crate) compact: Notify,
+    /// Someone asked to free what can be freed; the number of the request.
+    pub(crate) compact_hard: Cell<Option<u64>>,
     pub(crate) closing: Cell<bool>,
     /// Tasks that use the disk by themselves; the store is closed when they have ended.
     background: Cell<u32>,
@@ -87,6 +90,7 @@ impl Store {
             work: Notify::default(),
             idle: Notify::default(),
             compact: Notify::default(),
+            compact_hard: Cell::new(None),
             closing: Cell::new(false),
             background: Cell::new(0),
             checkpointing: Cell::new(false),
@@ -102,6 +106,7 @@ impl Store {
         spawn_local(route::receive(inner.clone())).detach();
         spawn_local(compact::run(inner.clone())).detach();
         spawn_local(checkpoint::run(inner.clone())).detach();
+        spawn_local(maintain::run(inner.clone())).detach();
         spawn_local(age_orphans(inner.clone())).detach();
         inner.dispatch(); // what recovery staged
         inner.compact.notify();

@@ -21,8 +21,11 @@ const FOLDER: &str = "/store";
 /// A disk that fails now and then may fail a start that often in a row.
 const STARTS_MAX: usize = 40;
 
-/// As many as a blob has chunks, its page and its root.
-const PUTS_TO_HEAL: usize = 8;
+/// The longest that a scrub of these small stores takes, by the simulated clock and a slow disk.
+const SCRUB_TIME_MAX: Duration = Duration::from_secs(3600);
+
+/// What an operator asks for while clients work.
+const OPERATOR_COMMANDS: usize = 20;
 
 /// By then the orphans of interrupted uploads are gone, which takes two turns of half an hour, and compaction has freed what is to be
 /// freed.
@@ -122,7 +125,23 @@ async fn open_and_use(setting: &Setting, model: &Rc<RefCell<Model>>, mut random:
             }
         }
     }
+    if setting.rotted {
+        scrub(&shared, &stores, model).await;
+    }
     look_at_everything(&stores, setting, model).await;
+    // An operator at work, now and then.
+    let (operated, mut moods) = (shared.clone(), Random::new(random.next()));
+    spawn_local(async move {
+        for _ in 0..OPERATOR_COMMANDS {
+            sleep(Duration::from_millis(1 + moods.below(400))).await;
+            match moods.below(3) {
+                0 => _ = operated.maintenance().scrub(moods.below(2) * (1 << 20)),
+                1 => _ = operated.maintenance().compact(),
+                _ => {}
+            }
+        }
+    })
+    .detach();
     let clients: Vec<_> = (0..setting.clients)
         .map(|number| {
             let client = Client {
@@ -156,6 +175,19 @@ async fn open_and_use(setting: &Setting, model: &Rc<RefCell<Model>>, mut random:
     Ending::Closed
 }
 
+/// Has the store find all that has rotted.
+async fn scrub(shared: &StoreShared, stores: &[Store], model: &Rc<RefCell<Model>>) {
+    let number = shared.maintenance().scrub(0);
+    let done = async {
+        while stores.iter().any(|store| store.counters().scrub_done.value() != number) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if timeout(SCRUB_TIME_MAX, done).await.is_err() {
+        model.borrow_mut().violation("a scrub did not come to its end".to_owned());
+    }
+}
+
 /// Compares the store with the model; what was not known is known then.
 async fn look_at_everything(stores: &[Store], setting: &Setting, model: &Rc<RefCell<Model>>) {
     let blobs: Vec<_> = model.borrow().blobs.iter().map(|(key, state)| (*key, state.clone())).collect();
@@ -175,20 +207,15 @@ async fn look_at_everything(stores: &[Store], setting: &Setting, model: &Rc<RefC
         }
         let mut healed = false;
         if matches!(found, Look::Refused(_)) && setting.rotted {
-            // A PUT replaces what a read has found to be bad; a read stops at the first bad chunk, of which there may be several.
+            // The scrub has found all that is bad of it, so one PUT replaces it.
             let options =
                 PutOptions { class: DurabilityClass::Durable, kind: state.blob.kind, hold: true, leases: None };
-            for _ in 0..PUTS_TO_HEAL {
-                let stored = put(store, &state.blob, options.clone()).await;
-                let seen = look(store, &state.blob, ByteRange::ALL).await;
-                tracing::info!(hash = %state.blob.hash, ?stored, ?seen, "stored again what had rotted");
-                healed = stored.is_ok() && seen == Look::Right;
-                if healed {
-                    break;
-                }
-            }
-            if !healed && !setting.writes_fail {
-                model.borrow_mut().violation(format!("{} {key:?}: PUTs do not heal it", state.blob.hash));
+            let stored = put(store, &state.blob, options).await;
+            let seen = look(store, &state.blob, ByteRange::ALL).await;
+            tracing::info!(hash = %state.blob.hash, ?stored, ?seen, "stored again what had rotted");
+            healed = stored.is_ok() && seen == Look::Right;
+            if !healed && state.blob.kind == BlobKind::Blob && !setting.writes_fail {
+                model.borrow_mut().violation(format!("{} {key:?}: a PUT does not heal it", state.blob.hash));
             }
         }
         if found == Look::Right {

@@ -69,7 +69,7 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
         });
         match attempt {
             // What was verified stays: the next one goes on with it.
-            Err(failure) if failure.exit.is_of_the_node() => match others.next() {
+            Err(failure) if failure.is_of_the_node => match others.next() {
                 Some(next) => {
                     eprintln!("warning: {}; going on with the next node", visible(&failure.to_string()));
                     source = Some(next);
@@ -121,9 +121,11 @@ async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &
                 0 => range,
                 _ => ByteRange { offset: range.offset + written, length: range.length.saturating_sub(written) },
             };
-            files::get_into(client, hash, range, &mut sink).await?;
+            let fetched = files::get_into(client, hash, range, &mut sink).await;
+            // Whatever ended it: what is counted must be written before another node goes on behind it.
             let flushed = tokio::io::AsyncWriteExt::flush(&mut sink.inner.0).await;
             flushed.map_err(crate::exit::io("standard output"))?;
+            fetched?;
             Ok(None)
         }
         What::Blob { hash, mode } => {

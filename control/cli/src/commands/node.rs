@@ -224,7 +224,8 @@ fn why_it_ended(child: &mut Child, log: &Path, begin: u64) -> Failure {
     match error {
         Some((messages, hint)) => {
             let exit = code.and_then(Exit::from_code).unwrap_or(Exit::Other);
-            Failure { exit, messages, hint: hint.or(Some(format!("the log is {}", log.display()))) }
+            let hint = hint.or(Some(format!("the log is {}", log.display())));
+            Failure { exit, messages, hint, is_of_the_node: false }
         }
         None => {
             let how = code.map_or("by a signal".into(), |code| format!("with code {code}"));

@@ -9,7 +9,10 @@ use std::{
 };
 
 use metanode_types::Hash;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::{
+    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
 
 use crate::ClientError;
 
@@ -19,8 +22,8 @@ pub(crate) struct PartFile {
     part: PathBuf,
     target: PathBuf,
     replace: bool,
-    /// Whoever has it locked writes to it.
-    _locked: Option<File>,
+    /// The file itself, locked if it can be gone on with. It is not opened by its name again: somebody else may have put another there.
+    file: File,
     stays: bool,
     is_published: bool,
 }
@@ -30,9 +33,9 @@ impl PartFile {
     pub(crate) fn create(target: &Path, replace: bool) -> Result<Self, ClientError> {
         check_target(target, replace, fs::FileType::is_dir, "it is a folder")?;
         let part = part_name(target)?;
-        let made = File::options().write(true).create_new(true).open(&part);
-        made.map_err(ClientError::io(&part))?;
-        Ok(Self { part, target: target.into(), replace, _locked: None, stays: false, is_published: false })
+        let made = File::options().read(true).write(true).create_new(true).open(&part);
+        let file = made.map_err(ClientError::io(&part))?;
+        Ok(Self { part, target: target.into(), replace, file, stays: false, is_published: false })
     }
 
     /// As [`PartFile::create`], with what an earlier attempt to fetch the blob `hash` to the same place has left, and to be left for a
@@ -45,14 +48,7 @@ impl PartFile {
         let part = resumed_name(target, hash)?;
         match lock_own(&part) {
             Ok(Some((file, bytes))) => {
-                let this = Self {
-                    part,
-                    target: target.into(),
-                    replace,
-                    _locked: Some(file),
-                    stays: true,
-                    is_published: false,
-                };
+                let this = Self { part, target: target.into(), replace, file, stays: true, is_published: false };
                 Ok((this, bytes))
             }
             Ok(None) => Self::create(target, replace).map(|part| (part, 0)),
@@ -65,16 +61,17 @@ impl PartFile {
         self.stays = false;
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.part
-    }
-
     pub(crate) fn open(&self) -> io::Result<File> {
-        File::options().write(true).open(&self.part)
+        self.file.try_clone()
     }
 
     /// Gives the file its name. Its contents were synced before.
     pub(crate) fn publish(mut self) -> Result<(), ClientError> {
+        let own = self.file.metadata().map_err(ClientError::io(&self.part))?;
+        let named = fs::symlink_metadata(&self.part).map_err(ClientError::io(&self.part))?;
+        if (named.dev(), named.ino()) != (own.dev(), own.ino()) {
+            return Err(ClientError::Unsuitable { path: self.part.clone(), reason: "somebody else has replaced it" });
+        }
         rename(&self.part, &self.target, self.replace)?;
         self.is_published = true;
         sync_parent(&self.target)
@@ -182,9 +179,7 @@ fn lock_own(part: &Path) -> io::Result<Option<(File, u64)>> {
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::open(part, flags, Mode::from_raw_mode(0o666)) {
         Ok(file) => File::from(file),
-        Err(
-            rustix::io::Errno::LOOP | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ISDIR,
-        ) => {
+        Err(Errno::LOOP | Errno::ACCESS | Errno::PERM | Errno::ISDIR | Errno::NXIO | Errno::NODEV | Errno::TXTBSY) => {
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
@@ -227,14 +222,12 @@ fn rename(from: &Path, to: &Path, replace: bool) -> Result<(), ClientError> {
     }
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => Err(ClientError::TargetExists(to.into())),
+        Err(Errno::EXIST) => Err(ClientError::TargetExists(to.into())),
         // A file system without that flag: looking first leaves a gap that only a race can hit.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            match rustix::fs::statat(CWD, to, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(ClientError::TargetExists(to.into())),
-                Err(_) => fs::rename(from, to).map_err(ClientError::io(to)),
-            }
-        }
+        Err(Errno::INVAL | Errno::NOSYS) => match rustix::fs::statat(CWD, to, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(ClientError::TargetExists(to.into())),
+            Err(_) => fs::rename(from, to).map_err(ClientError::io(to)),
+        },
         Err(error) => Err(ClientError::io(to)(error.into())),
     }
 }

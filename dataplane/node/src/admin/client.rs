@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_admin_api::{FRAME_LIMITS, NodeStatusInfo, Reply, Request};
+use metanode_admin_api::{FRAME_LIMITS, NodeStatusInfo, Reply, Request, StoreStatus};
 use metanode_wire::{FrameError, FrameReader, Refusal};
 
 use crate::data::{self, DataError};
@@ -87,10 +87,37 @@ pub fn stop(path: &Path, deadline: Duration) -> Result<(), AdminError> {
     Ok(())
 }
 
+/// Begins a scrub of the store; its number.
+pub fn scrub(path: &Path, bytes_per_second: u64) -> Result<u64, AdminError> {
+    begin(path, Request::Scrub { bytes_per_second })
+}
+
+/// Begins to free what can be freed; the number of the work.
+pub fn compact(path: &Path) -> Result<u64, AdminError> {
+    begin(path, Request::Compact)
+}
+
+fn begin(path: &Path, request: Request) -> Result<u64, AdminError> {
+    match Talk::open(path, ANSWER_TIME_MAX)?.ask(request)? {
+        Reply::Begun(number) => Ok(number),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Asks how the store of the running node is.
+pub fn store_status(path: &Path) -> Result<StoreStatus, AdminError> {
+    match Talk::open(path, ANSWER_TIME_MAX)?.ask(Request::StoreStatus)? {
+        Reply::StoreStatus(status) => Ok(*status),
+        other => Err(unexpected(other)),
+    }
+}
+
 fn unexpected(reply: Reply) -> AdminError {
     match reply {
         Reply::Refused(refusal) => AdminError::Refused(refusal),
-        Reply::Status(_) | Reply::Done => AdminError::Protocol(FrameError::Malformed),
+        Reply::Status(_) | Reply::Begun(_) | Reply::StoreStatus(_) | Reply::Done => {
+            AdminError::Protocol(FrameError::Malformed)
+        }
     }
 }
 

@@ -65,6 +65,19 @@ fn converse(mut stream: UnixStream, state: &NodeState, stoppers: &Stoppers) -> i
                 Reply::Status(Box::new(state.status())).encode(&mut out, number);
                 stream.write_all(&out)?;
             }
+            Some(Ok((number, Request::Scrub { bytes_per_second }))) => {
+                let begun = state.store.maintenance().scrub(bytes_per_second);
+                Reply::Begun(begun).encode(&mut out, number);
+                stream.write_all(&out)?;
+            }
+            Some(Ok((number, Request::Compact))) => {
+                Reply::Begun(state.store.maintenance().compact()).encode(&mut out, number);
+                stream.write_all(&out)?;
+            }
+            Some(Ok((number, Request::StoreStatus))) => {
+                Reply::StoreStatus(Box::new(state.store_status())).encode(&mut out, number);
+                stream.write_all(&out)?;
+            }
             Some(Ok((number, Request::Stop))) => {
                 tracing::info!("asked to stop over the local socket");
                 state.request_stop();

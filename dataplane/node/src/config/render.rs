@@ -77,6 +77,13 @@ const FIELDS: &[Field] = &[
         None,
         "Bytes of answers on one shard that clients have not taken; above it fetches that miss the cache are \"busy\".",
     ),
+    Field("store", "scrub_hours", None, "Hours between two scrubs, counted from the start; 0: only those asked for."),
+    Field(
+        "store",
+        "scrub_bytes_per_second",
+        None,
+        "Bytes a second that such a scrub reads: a terabyte takes 35 hours at 8 MiB.",
+    ),
     Field(
         "access",
         "writers",

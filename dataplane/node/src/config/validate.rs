@@ -67,7 +67,8 @@ fn validate_store(store: &StoreConfig) -> Result<(), ConfigError> {
     // A window below two chunks stalls a bulk upload on every chunk; above the shard's bound it could never be granted.
     let window_max = store.uploads_bytes_max.min(u64::from(u32::MAX));
     within("store.upload_window_bytes", store.upload_window_bytes, 2 * CHUNK_BYTES as u64..=window_max)?;
-    within("store.downloads_bytes_max", store.downloads_bytes_max, 4 * CHUNK_BYTES as u64..=1 << 40)
+    within("store.downloads_bytes_max", store.downloads_bytes_max, 4 * CHUNK_BYTES as u64..=1 << 40)?;
+    within("store.scrub_bytes_per_second", store.scrub_bytes_per_second, CHUNK_BYTES as u64..=1 << 40)
 }
 
 fn validate_access(access: &AccessConfig) -> Result<(), ConfigError> {

@@ -163,6 +163,9 @@ fn store_config(data: &DataFolder, config: &Config, count: ShardCount) -> StoreC
     store.cache_bytes_max = config.store.cache_bytes;
     store.segment_bytes = config.store.segment_bytes;
     store.index_entries_max = config.store.index_entries_max;
+    store.scrub_period =
+        (config.store.scrub_hours > 0).then(|| Duration::from_secs(3600 * u64::from(config.store.scrub_hours)));
+    store.scrub_bytes_per_second = config.store.scrub_bytes_per_second;
     store
 }
 

@@ -37,13 +37,16 @@ enum Inner {
 
 /// Goes on with the operating system's file; a simulated one, whose pages are never in memory, has the other answer.
 macro_rules! system {
-    ($inner:expr, |$handle:ident| $answer:expr) => {
-        match $inner {
+    ($inner:expr, |$handle:ident| $answer:expr) => {{
+        #[cfg(not(feature = "sim"))]
+        let Inner::System(file) = $inner;
+        #[cfg(feature = "sim")]
+        let file = match $inner {
             Inner::System(file) => file,
-            #[cfg(feature = "sim")]
             Inner::Simulated($handle) => return $answer,
-        }
-    };
+        };
+        file
+    }};
 }
 
 impl fmt::Debug for CachedFile {

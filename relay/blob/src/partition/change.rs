@@ -57,13 +57,17 @@ impl Partition {
         options: RootOptions,
     ) -> Result<Option<Outcome>, OpError> {
         let size_bytes = bytes.len() as u64;
+        // First: making room may drop the very chunk that is looked for next.
+        if self.roots.get(&hash).is_none() {
+            self.check_room()?;
+        }
         let chunk = self.chunks.get(&hash).filter(|chunk| !chunk.corrupt);
         let content_here = chunk.is_some() || bytes.is_empty();
         if let Some(root) = self.roots.get(&hash).filter(|_| content_here) {
             if let Some(outcome) = self.existing_root(hash, *root, options) {
                 return Ok(Some(outcome));
             }
-        } else {
+        } else if !content_here {
             self.check_room()?;
         }
         let mut record = Record { blob_bytes: size_bytes, ..Record::bare(RecordKind::Root, hash) };
@@ -146,15 +150,17 @@ impl Partition {
             lease_now = std::mem::take(&mut options.lease); // the caller may release it before the commit
         }
         // A chunk that is here already must outlive the wait for this record.
-        if matches!(change, Change::Root { .. })
+        let takes = matches!(change, Change::Root { .. })
             && record.blob_bytes <= CHUNK_BYTES as u64
-            && !self.roots.get(&key).is_some_and(RootEntry::is_whole)
-        {
+            && !self.roots.get(&key).is_some_and(RootEntry::is_whole);
+        if takes {
             self.take_chunk(&key, 1);
         }
         let later = (class == DurabilityClass::Durable).then_some(token);
         if let Err(error) = self.stage(later, record, change, false) {
-            self.undo_root(&key);
+            if takes {
+                self.undo_root(&key);
+            }
             return Err(error);
         }
         self.pending.insert(key, pending);

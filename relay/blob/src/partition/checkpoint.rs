@@ -84,7 +84,7 @@ impl Checkpoint {
         out.extend(store);
         out.extend(shard.to_le_bytes());
         out.extend(shards.to_le_bytes());
-        out.extend(partition.writer.active_segment().unwrap_or(partition.writer.next_segment()).to_le_bytes());
+        out.extend(partition.writer.first_open_segment().to_le_bytes());
         out.extend(partition.boot.to_le_bytes());
         // A frame that is in flight is not in the index yet.
         out.extend(partition.writer.committed_sequence().to_le_bytes());

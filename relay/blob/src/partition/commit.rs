@@ -18,7 +18,10 @@ impl Partition {
         let key = record.key;
         match change {
             Change::Chunk => {
-                self.set_chunk(key, location, 1);
+                // A blob that is this chunk, and had lost it, has no reference to it yet.
+                let lost = self.chunks.get(&key).is_none()
+                    && self.roots.get(&key).is_some_and(|root| root.is_whole() && root.size_bytes > 0);
+                self.set_chunk(key, location, 1 + u32::from(lost));
                 Outcome::Done
             }
             Change::Whole(options) => {
@@ -68,12 +71,13 @@ impl Partition {
     /// Sets where a chunk is; `taken` references are added.
     pub(super) fn set_chunk(&mut self, name: Hash, location: Location, taken: u32) {
         let before = self.chunks.get(&name).copied();
-        if let Some(orphan) = before.filter(|chunk| chunk.references == 0) {
+        if let Some(orphan) = before.filter(|chunk| chunk.references == 0 && taken > 0) {
             self.orphans.adopted(&orphan);
         }
-        let references = before.map_or(0, |chunk| chunk.references) + taken;
+        let references = before.map_or(0, |chunk| chunk.references).saturating_add(taken);
+        let queued = before.map_or(Queued::No, |chunk| chunk.queued);
         self.lives(location);
-        if let Some(before) = self.chunks.insert(name, ChunkEntry { location, references, corrupt: false }) {
+        if let Some(before) = self.chunks.insert(name, ChunkEntry { location, references, corrupt: false, queued }) {
             self.died(before.location);
         }
     }

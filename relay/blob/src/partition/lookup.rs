@@ -67,6 +67,17 @@ impl Partition {
         self.tags.get(name).map(|tag| tag.target)
     }
 
+    /// A part of 1/1024 of what a scrub looks at: chunks that are not known to be corrupt, in the order of their places, and the maps of
+    /// larger blobs with the size of each blob.
+    #[expect(clippy::type_complexity, reason = "two lists, used once")]
+    pub fn scrub_part(&self, part: usize) -> (Vec<(Hash, Location)>, Vec<(Hash, u64, Location)>) {
+        let chunks = self.chunks.part(part).filter(|(_, chunk)| !chunk.corrupt);
+        let mut chunks: Vec<_> = chunks.map(|(name, chunk)| (*name, chunk.location)).collect();
+        chunks.sort_unstable_by_key(|(_, location)| *location);
+        let maps = self.roots.part(part).filter(|(_, root)| !root.is_whole() && !root.damaged);
+        (chunks, maps.map(|(hash, root)| (*hash, root.size_bytes, root.location)).collect())
+    }
+
     /// Roots behind `after`, in order.
     pub fn roots_page(&self, after: Option<&Hash>, count: usize) -> Vec<(Hash, RootEntry)> {
         self.roots.page(after, count).into_iter().map(|(hash, root)| (hash, *root)).collect()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use metanode_log::{Location, RecordKind, Table, format::RecordHead};
 use metanode_types::{Hash, TagName};
 
-use super::{ChunkEntry, Live, Order, Partition, RootEntry, TagEntry, Tombstone, tag_key};
+use super::{ChunkEntry, Live, Order, Partition, Queued, RootEntry, TagEntry, Tombstone, tag_key};
 
 /// What is known of a key before all records were seen: the newest wins, whatever log it comes from.
 #[derive(Debug, Default)]
@@ -46,7 +46,9 @@ impl Recovery {
     pub fn finish(self, partition: &mut Partition) -> Vec<RecordHead> {
         for (name, (_, location)) in self.chunks.iter() {
             partition.lives(*location);
-            partition.chunks.insert(*name, ChunkEntry { location: *location, references: 0, corrupt: false });
+            partition
+                .chunks
+                .insert(*name, ChunkEntry { location: *location, references: 0, corrupt: false, queued: Queued::No });
         }
         for (hash, (order, head)) in self.roots.iter() {
             if head.kind == RecordKind::Unroot {

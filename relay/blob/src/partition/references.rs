@@ -6,8 +6,7 @@ impl Partition {
     /// Drops one reference to a chunk; at the last its bytes are dead.
     pub fn release_chunk(&mut self, name: &Hash) {
         let Some(chunk) = self.chunks.get_mut(name) else { return };
-        chunk.references -= 1;
-        if chunk.references == 0 {
+        if chunk.drop_reference() {
             let location = chunk.location;
             self.chunks.remove(name);
             self.died(location);
@@ -61,7 +60,11 @@ impl Partition {
         }
     }
 
+    /// What a damaged root refers to was counted in part; the next start counts again.
     pub(super) fn release_content(&mut self, hash: Hash, entry: RootEntry) {
+        if entry.damaged {
+            return;
+        }
         if entry.is_whole() && entry.kind() == BlobKind::Blob {
             self.release_chunk(&hash);
         } else {

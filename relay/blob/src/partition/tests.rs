@@ -462,3 +462,55 @@ fn a_root_that_had_lost_its_chunk_refers_to_the_one_that_a_put_brings_back() {
     assert_eq!(bench.done(Op::Remove { hash }), Ok(Outcome::Removed));
     assert!(matches!(bench.partition.chunk(&hash), Source::Corrupt), "its only reference went with the root");
 }
+
+fn chunk(bytes: &'static [u8]) -> Op {
+    Op::PutChunk { name: hash_of(bytes), bytes: Bytes::from_static(bytes) }
+}
+
+#[test]
+fn orphans_stay_through_a_turn_and_an_upload_takes_them_up() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let name = hash_of(b"left");
+    bench.done(chunk(b"left")).unwrap();
+    bench.partition.abandon_chunk(&name);
+    bench.partition.abandon_chunk(&name); // one too many
+    assert_eq!(bench.partition.orphan_bytes(), 4);
+    let mut bench = bench.restart();
+    assert_eq!(bench.partition.orphan_bytes(), 4, "a start finds it");
+    bench.partition.age_orphans();
+    bench.done(chunk(b"left")).unwrap(); // taken up
+    assert_eq!(bench.partition.orphan_bytes(), 0);
+    bench.partition.abandon_chunk(&name); // and left again: its turn begins anew
+    bench.partition.age_orphans();
+    assert!(!matches!(bench.partition.chunk(&name), Source::Corrupt));
+    bench.partition.age_orphans();
+    assert!(matches!(bench.partition.chunk(&name), Source::Corrupt));
+    assert_eq!(bench.partition.orphan_bytes(), 0);
+}
+
+#[test]
+fn room_that_is_made_for_a_blob_is_not_made_of_the_blob() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let hash = hash_of(b"both");
+    bench.done(chunk(b"both")).unwrap();
+    bench.partition.abandon_chunk(&hash);
+    bench.partition.entries_max = 1; // full with the orphan
+    assert_eq!(bench.put(b"both", DURABLE), Ok(NEW));
+    assert_eq!(bench.get(hash).unwrap(), b"both");
+    let bench = bench.restart();
+    assert_eq!(bench.get(hash).unwrap(), b"both");
+}
+
+#[test]
+fn a_chunk_that_comes_back_by_a_large_blob_counts_for_the_small_one_too() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let hash = hash_of(b"x");
+    bench.put(b"x", DURABLE).unwrap();
+    bench.partition.chunks.remove(&hash); // its frame has rotted, that of the root has not
+    bench.done(chunk(b"x")).unwrap();
+    bench.partition.release_chunk(&hash); // the large blob goes
+    assert_eq!(bench.get(hash).unwrap(), b"x");
+    assert_eq!(bench.done(Op::Remove { hash }), Ok(Outcome::Removed));
+    bench.partition.release_chunk(&hash); // what was never counted is not counted down
+    assert!(matches!(bench.partition.chunk(&hash), Source::Corrupt));
+}

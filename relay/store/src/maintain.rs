@@ -1,0 +1,188 @@
+//! Work on a store that nobody waits for: scrubbing, and compaction on demand.
+//!
+//! A scrub reads every chunk and every map past all caches and compares them with their hashes, within a budget of bytes a second. What it finds
+//! is counted and marked: reads refuse it, and the next PUT of the blob replaces it. Without one, rot is noticed only by whoever needs the bytes, when
+//! perhaps no other copy is left.
+//!
+//! [`Maintenance`] is how other threads ask for it: plain numbers that each shard looks at.
+
+use std::{
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use metanode_blob::{extent::decode_root, partition::Source};
+use metanode_log::{Location, Table};
+use metanode_shard::{now, sleep, yield_now};
+use metanode_types::Hash;
+use tracing::info;
+
+use crate::{StoreError, shard::Inner};
+
+/// How often a shard looks whether anything was asked for: such work takes seconds at least.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+
+/// A scrub that is ahead of its budget sleeps at least so long, so that sleeping costs little.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// What was asked of all shards of a store, and how far they are.
+#[derive(Debug, Default)]
+pub struct Maintenance {
+    scrub: AtomicU64,
+    scrub_bytes_per_second: AtomicU64,
+    compact: AtomicU64,
+}
+
+impl Maintenance {
+    /// Asks every shard for a pass of the scrub, at so many bytes a second of the whole store; 0 is as fast as it goes. One that is under
+    /// way begins anew. Returns its number.
+    pub fn scrub(&self, bytes_per_second: u64) -> u64 {
+        self.scrub_bytes_per_second.store(bytes_per_second, Relaxed);
+        self.scrub.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Asks every shard to free what can be freed, at any cost of copying. Returns the number of this request.
+    pub fn compact(&self) -> u64 {
+        self.compact.fetch_add(1, Relaxed) + 1
+    }
+}
+
+/// Does what is asked for, until the store is closed.
+pub(crate) async fn run(inner: Rc<Inner>) {
+    let every = inner.shared.config.scrub_period;
+    let mut next = every.map(|every| now() + every);
+    loop {
+        sleep(LOOK_PERIOD).await;
+        if inner.closing.get() {
+            return;
+        }
+        let maintenance = &inner.shared.maintenance;
+        let asked = maintenance.compact.load(Relaxed);
+        if inner.counters.compact_asked.value() != asked {
+            inner.counters.compact_asked.set(asked);
+            inner.compact_hard.set(Some(asked));
+            inner.compact.notify();
+        }
+        let asked = maintenance.scrub.load(Relaxed);
+        let due = next.is_some_and(|next| now() >= next);
+        if inner.counters.scrub_done.value() != asked || due {
+            let budget = match inner.counters.scrub_done.value() != asked {
+                true => maintenance.scrub_bytes_per_second.load(Relaxed),
+                false => inner.shared.config.scrub_bytes_per_second,
+            };
+            let share = (budget / u64::from(inner.shards.get())).max(u64::from(budget > 0));
+            pass(&inner, asked, share).await;
+            next = every.map(|every| now() + every);
+        }
+    }
+}
+
+/// One pass over everything that this shard's partition refers to. Ends early when another one is asked for, or the store is closed.
+async fn pass(inner: &Rc<Inner>, number: u64, bytes_per_second: u64) {
+    let counters = &inner.counters;
+    counters.scrub_running.set(1);
+    let mut budget = Budget { began: now(), bytes: 0, bytes_per_second };
+    let found_before = counters.scrub_corrupt.value();
+    for part in 0..Table::<()>::PARTS {
+        let (chunks, maps) = {
+            let partition = inner.partition.borrow();
+            partition.scrub_part(part)
+        };
+        for (name, location) in chunks {
+            if is_over(inner, number) {
+                counters.scrub_running.set(0);
+                return;
+            }
+            if check_chunk(inner, &name, location).await == Some(false) {
+                counters.scrub_corrupt.increment();
+            }
+            counters.scrub_bytes.add(location.length.into());
+            budget.spend(location.length.into()).await;
+        }
+        for (hash, size_bytes, location) in maps {
+            if is_over(inner, number) {
+                counters.scrub_running.set(0);
+                return;
+            }
+            if !check_map(inner, &hash, size_bytes, location).await {
+                inner.partition.borrow_mut().mark_damaged(&hash);
+                counters.scrub_corrupt.increment();
+            }
+            counters.scrub_bytes.add(location.length.into());
+            budget.spend(location.length.into()).await;
+        }
+        yield_now().await;
+    }
+    let found = counters.scrub_corrupt.value() - found_before;
+    info!(shard = %inner.shard, bytes = budget.bytes, corrupt = found, "scrubbed");
+    counters.scrub_passes.increment();
+    counters.scrub_running.set(0);
+    counters.scrub_done.set(number);
+}
+
+fn is_over(inner: &Inner, number: u64) -> bool {
+    inner.closing.get() || inner.shared.maintenance.scrub.load(Relaxed) != number
+}
+
+/// Whether a chunk's copy has its hash; `None` when it has moved or gone meanwhile, or could not be read.
+async fn check_chunk(inner: &Rc<Inner>, name: &Hash, location: Location) -> Option<bool> {
+    let is_here = || matches!(inner.partition.borrow().chunk(name), Source::Log(now) if now == location);
+    if !is_here() {
+        return None;
+    }
+    let bytes = inner.files.read_again(location).await.ok()?;
+    if inner.hashes.hash(&bytes).await == *name {
+        return Some(true);
+    }
+    if !is_here() {
+        return None;
+    }
+    inner.corrupt(name, location, "a scrub has found another hash");
+    inner.cache.remove(name);
+    Some(false)
+}
+
+/// Whether the list of extents of a larger blob can be read and its pages are there. What the pages list is checked as chunks.
+async fn check_map(inner: &Rc<Inner>, hash: &Hash, size_bytes: u64, location: Location) -> bool {
+    let is_here = || inner.partition.borrow().root(hash).is_some_and(|root| root.location == location);
+    let Ok(payload) = inner.root_payload(hash, location).await else { return !is_here() };
+    let Ok(extents) = decode_root(&payload, size_bytes) else { return !is_here() };
+    for extent in extents {
+        let have = inner.have_chunk(extent.page).await;
+        if matches!(have, Ok(false)) && is_here() {
+            return false;
+        }
+    }
+    true
+}
+
+impl Inner {
+    async fn have_chunk(self: &Rc<Self>, name: Hash) -> Result<bool, StoreError> {
+        match self.request(self.owner(&name), crate::request::Request::Have(vec![name])).await? {
+            crate::request::Reply::Have(have) => Ok(have.first() == Some(&true)),
+            other => Err(crate::shard::wrong(&other)),
+        }
+    }
+}
+
+/// Keeps a pass at its rate.
+struct Budget {
+    began: std::time::Instant,
+    bytes: u64,
+    bytes_per_second: u64,
+}
+
+impl Budget {
+    async fn spend(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);
+        let ahead = due.saturating_sub(now() - self.began);
+        if ahead >= PAUSE_MIN {
+            sleep(ahead).await;
+        }
+    }
+}
