@@ -1,3 +1,6 @@
+// Without the feature `sim`, `Inner` has one variant.
+#![cfg_attr(not(feature = "sim"), allow(clippy::infallible_destructuring_match))]
+
 use std::{
     fmt, io,
     os::fd::{AsRawFd, BorrowedFd},
