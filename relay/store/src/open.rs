@@ -233,7 +233,7 @@ impl Meta {
         }
         let hex = value("store")?;
         let mut store = [0; 16];
-        if hex.len() != 32 || !hex.is_ascii() {
+        if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(damaged("the store's identity is malformed"));
         }
         for (i, byte) in store.iter_mut().enumerate() {

@@ -8,11 +8,13 @@ use metanode_wire::{
 
 use crate::script::Script;
 
-/// `what u8 | a manifest's bytes, or entries and then damage to their encoding`
+/// `what u8 | a manifest's bytes, or its parts as they are, or entries and then damage to their encoding`
 pub fn manifests(data: &[u8]) {
     let mut script = Script::new(data);
-    if script.u8().is_multiple_of(2) {
-        return check(script.rest());
+    match script.u8() % 4 {
+        0 | 2 => return check(script.rest()),
+        1 => {}
+        _ => return check(&assembled(&mut script)),
     }
     let mut manifest = made(&mut script);
     let Ok(mut bytes) = manifest.encode() else { return };
@@ -41,6 +43,37 @@ fn check(bytes: &[u8]) {
         assert_eq!(manifest.find(&entry.path), Some(entry));
     }
     assert_eq!(manifest.encode().as_deref(), Ok(bytes), "there is no other encoding of it");
+}
+
+/// The right header before any children and any entries.
+///
+/// `child count u8 | children: hash u8 | entries: kind u8 | mode u16 | path | child u8, size u64, or target`
+fn assembled(script: &mut Script<'_>) -> Vec<u8> {
+    let children: Vec<u8> = (0..script.u8() % 16).flat_map(|_| [script.u8(); 32]).collect();
+    let mut entries = Vec::new();
+    let mut count = 0u32;
+    while !script.is_empty() {
+        let (kind, mode, path) = (script.u8() % 4, script.u16(), script.text());
+        entries.push(kind);
+        entries.extend(mode.to_le_bytes());
+        entries.extend((path.len() as u16).to_le_bytes());
+        entries.extend(path.as_bytes());
+        match kind {
+            0 => {
+                entries.extend(u32::from(script.u8()).to_le_bytes());
+                entries.extend(script.array::<8>());
+            }
+            1 => {}
+            _ => {
+                let target = script.text();
+                entries.extend((target.len() as u16).to_le_bytes());
+                entries.extend(target.as_bytes());
+            }
+        }
+        count += 1;
+    }
+    let counts = [(children.len() / 32) as u32, count].map(u32::to_le_bytes).concat();
+    [&b"MNFOLD\0\x01"[..], &counts, &children, &entries].concat()
 }
 
 /// `count u8 | entries: kind u8 | mode u16 | folder that it lies in u8 | name | hash u8, size u64, or target`

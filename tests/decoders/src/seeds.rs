@@ -179,6 +179,8 @@ fn manifests(add: Add<'_>) {
     let link = [2, 0xff, 1, 0, 1, b'l', 3, b'.', b'.', b'/'];
     add("made", [&[1, 3], &folder[..], &file, &link].concat());
     add("damaged", [&[1, 3], &folder[..], &file, &link, &[0, 20, 0, 0, 0, 1]].concat());
+    let file = |name: u8, child: u8| [&[0, 0xa4, 1, 1, name, child][..], &5u64.to_le_bytes()].concat();
+    add("parts", [&[3, 3, 5, 6, 7][..], &file(b'a', 0), &file(b'b', 2), &file(b'c', 1)].concat());
 }
 
 fn config(add: Add<'_>) {

@@ -215,7 +215,10 @@ impl Fuzz {
         let status = status.with_context(|| format!("it did not end in time; see {}", log.display()))?;
         let finding = (!status.success()).then(|| finding(&said)).flatten();
         ensure!(status.success() || finding.is_some(), "it ended with {status}; see {}", log.display());
-        let figures = Figures::parse(&said).with_context(|| format!("it measured nothing; see {}", log.display()))?;
+        // An input of the corpus that breaks its target does so before anything is counted.
+        let nothing = || finding.is_some().then(Figures::default);
+        let figures = Figures::parse(&said).or_else(nothing);
+        let figures = figures.with_context(|| format!("it measured nothing; see {}", log.display()))?;
         Ok(Search { figures, time: elapsed, kept: 0, finding })
     }
 }
@@ -244,7 +247,7 @@ fn made(folder: PathBuf) -> Result<PathBuf> {
 }
 
 /// What libFuzzer counts.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Figures {
     execs: u64,
     /// Edges of the program's control flow that some input has taken.
