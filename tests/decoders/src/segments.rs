@@ -160,7 +160,7 @@ fn scan(file: &[u8], said: u32) -> Found {
                 assert_eq!(tail, at, "what lies before the tail was reported");
                 assert!(tail == BLOCK_BYTES as u32 || tail as usize <= file.len());
                 found.tail = tail;
-                check_last(file, &found);
+                check_tail(file, &found);
                 assert!(matches!(scan.step(), ScanStep::End { .. }), "the end is the end");
                 return found;
             }
@@ -182,16 +182,29 @@ fn check_frame(file: &[u8], at: u32, header: &FrameHeader, records: &[RecordHead
     }
 }
 
-/// The payloads of the last frame are whole.
-fn check_last(file: &[u8], found: &Found) {
-    let behind_rot = found.rot.last().is_some_and(|rot| rot.end == found.tail);
-    let Some((header, records)) = found.frames.last().filter(|_| !behind_rot) else { return };
-    assert!(header.length <= found.tail);
-    for record in records.iter().filter(|record| record.location.length > 0) {
-        let start = record.location.offset as usize;
-        let payload = &file[start..start + record.location.length as usize];
-        assert_eq!(IDENTITY.payload_checksum(start as u64, payload), record.checksum);
+/// No whole frame lies at the tail, and the last one that can have been torn is whole.
+fn check_tail(file: &[u8], found: &Found) {
+    let behind = file.get(found.tail as usize..).unwrap_or_default();
+    let cut = FrameHeader::peek(behind)
+        .and_then(|header| Some((header, decode_records(&IDENTITY, found.tail, &header, behind)?)));
+    match (cut, found.frames.last()) {
+        // The frame before it was synced when this one was written: what is wrong with that is for its readers.
+        (Some((header, records)), _) => {
+            assert!(header.length as usize > behind.len() || !is_whole(file, &records), "a whole frame was cut");
+        }
+        (None, Some((_, records))) if found.rot.last().is_none_or(|rot| rot.end < found.tail) => {
+            assert!(is_whole(file, records), "a torn frame was taken");
+        }
+        _ => {}
     }
+}
+
+fn is_whole(file: &[u8], records: &[RecordHead]) -> bool {
+    records.iter().filter(|record| record.location.length > 0).all(|record| {
+        let start = record.location.offset as usize;
+        let payload = file.get(start..start + record.location.length as usize);
+        payload.is_some_and(|payload| IDENTITY.payload_checksum(start as u64, payload) == record.checksum)
+    })
 }
 
 /// The same with the whole file behind each read.
