@@ -105,7 +105,10 @@ fn slice_error(hash: Hash, error: SliceError) -> ClientError {
         SliceError::BadRange { size_bytes } => {
             Refusal::new(RefusalCode::BadRange, format!("the blob has {size_bytes} bytes")).into()
         }
-        SliceError::HashMismatch { .. } | SliceError::Length => ClientError::HashMismatch(hash),
+        // Nothing of such a size has the hash either.
+        SliceError::HashMismatch { .. } | SliceError::TooLarge { .. } | SliceError::Length => {
+            ClientError::HashMismatch(hash)
+        }
     }
 }
 

@@ -144,6 +144,7 @@ impl Manifest {
                     out.extend(size_bytes.to_le_bytes());
                 }
                 EntryKind::Folder => {}
+                EntryKind::Link { target } if target.contains('\0') => return Err(ManifestError::Path(target.clone())),
                 EntryKind::Link { target } => push_text(&mut out, target)?,
             }
         }
@@ -319,6 +320,8 @@ mod tests {
             let mut manifest = Manifest { entries: vec![folder("a"), file(path, 1)] };
             assert!(manifest.encode().is_err(), "{path:?}");
         }
+        let link = Entry { path: "l".into(), mode: 0o777, kind: EntryKind::Link { target: "a\0b".into() } };
+        assert_eq!(Manifest { entries: vec![link] }.encode(), Err(ManifestError::Path("a\0b".into())));
         let deep = vec!["d"; MANIFEST_DEPTH_MAX + 1].join("/");
         assert_eq!(check_path(&deep), Err(ManifestError::Limit("depth of a path")));
         let below_file = Manifest { entries: vec![file("a", 1), file("a/b", 1)] }.encode();

@@ -11,7 +11,10 @@
 use blake3::hazmat::{
     ChainingValue, HasherExt as _, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
-use metanode_types::{ByteRange, Hash, limits::GROUP_BYTES};
+use metanode_types::{
+    ByteRange, Hash,
+    limits::{BLOB_BYTES_MAX, GROUP_BYTES},
+};
 
 /// Size of an encoded node: two chaining values.
 pub const PAIR_BYTES: usize = 64;
@@ -225,6 +228,12 @@ pub enum SliceError {
         /// As claimed.
         size_bytes: u64,
     },
+    /// The sender claims more bytes than any blob has.
+    #[error("no blob has {size_bytes} bytes")]
+    TooLarge {
+        /// As claimed.
+        size_bytes: u64,
+    },
     /// An item of another length than [`SliceDecoder::expects`] said; the caller's mistake.
     #[error("an item of a wrong length")]
     Length,
@@ -254,6 +263,10 @@ pub struct SliceDecoder {
 impl SliceDecoder {
     /// For `range` of the blob `root`, which the sender says has `size_bytes`.
     pub fn new(root: Hash, size_bytes: u64, range: ByteRange) -> Result<Self, SliceError> {
+        // The tree of a blob near 2⁶⁴ bytes can't be computed; a sender who also chose the hash could go on from there.
+        if size_bytes > BLOB_BYTES_MAX {
+            return Err(SliceError::TooLarge { size_bytes });
+        }
         let (start, end) = range.clamp(size_bytes).ok_or(SliceError::BadRange { size_bytes })?;
         if size_bytes == 0 && blake3::hash(b"") != root.0 {
             return Err(SliceError::HashMismatch { offset: 0 });
@@ -437,6 +450,16 @@ mod tests {
             SliceDecoder::new(empty, 0, ByteRange { offset: 1, length: 1 }),
             Err(SliceError::BadRange { .. })
         ));
+    }
+
+    #[test]
+    fn a_size_that_no_blob_has_is_refused_before_its_tree_is_walked() {
+        for size_bytes in [BLOB_BYTES_MAX + 1, u64::MAX] {
+            let refused = SliceDecoder::new(Hash([0; 32]), size_bytes, ByteRange::ALL).map(drop);
+            assert_eq!(refused, Err(SliceError::TooLarge { size_bytes }));
+        }
+        let decoder = SliceDecoder::new(Hash([0; 32]), BLOB_BYTES_MAX, ByteRange::ALL).unwrap();
+        assert_eq!(decoder.expects(), PAIR_BYTES);
     }
 
     #[test]

@@ -28,7 +28,7 @@
 //!   8  key                 32
 //!  40  payload offset     u32   from the start of the frame
 //!  44  payload checksum   u32   CRC-32C, seeded with its own offset
-//!  48  blob size          u64   of roots
+//!  48  blob size          u64   of roots; at most the largest blob's
 //!  56  reserved             8
 //! ```
 //!
@@ -38,6 +38,7 @@
 use bytes::Bytes;
 use metanode_types::{
     Hash,
+    limits::BLOB_BYTES_MAX,
     sabotage::{self, Sabotage},
 };
 
@@ -380,7 +381,7 @@ pub fn decode_records(
                 kind: RecordKind::from_u8(bytes[0]).filter(|_| inside && bytes[2] == 0)?,
                 flags: RecordFlags(bytes[1]),
                 key: Hash(bytes[8..40].try_into().ok()?),
-                blob_bytes: u64_at(bytes, 48),
+                blob_bytes: Some(u64_at(bytes, 48)).filter(|size| *size <= BLOB_BYTES_MAX)?,
                 location: Location { log: identity.log, segment: identity.segment, offset: offset + at, length },
                 checksum: u32_at(bytes, 44),
             })
@@ -447,6 +448,16 @@ pub(crate) mod tests {
             let payload = if location.length == 0 { &[][..] } else { &bytes[start..start + location.length as usize] };
             assert_eq!(payload, &record.payload[..]);
             assert_eq!(IDENTITY.payload_checksum(location.offset.into(), payload), head.checksum);
+        }
+    }
+
+    #[test]
+    fn a_blob_larger_than_any_is_none() {
+        let place = FramePlace { identity: IDENTITY, offset: 4096, sequence: 1, boot: 1, previous: 0 };
+        for (blob_bytes, taken) in [(BLOB_BYTES_MAX, true), (BLOB_BYTES_MAX + 1, false)] {
+            let (image, _) = encode_frame(place, &[Record { blob_bytes, ..record(RecordKind::Root, 1, 64) }]);
+            let header = FrameHeader::peek(&image.head).unwrap();
+            assert_eq!(decode_records(&IDENTITY, 4096, &header, &image.head).is_some(), taken, "{blob_bytes}");
         }
     }
 

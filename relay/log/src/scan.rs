@@ -51,6 +51,8 @@ pub struct SegmentScan {
     file_bytes: u32,
     at: u32,
     window: (u32, Bytes),
+    /// First byte behind the last read that was asked for.
+    asked_end: u32,
     last: Option<(u32, FrameHeader, Vec<RecordHead>)>,
     /// Set while looking for a valid frame behind a bad one.
     seeking: Option<Seek>,
@@ -77,16 +79,18 @@ impl SegmentScan {
             file_bytes,
             at: BLOCK_BYTES as u32,
             window: (0, Bytes::new()),
+            asked_end: 0,
             last: None,
             seeking: None,
             ended: false,
         }
     }
 
-    /// The bytes that a [`ScanStep::Read`] asked for.
+    /// The bytes that a [`ScanStep::Read`] asked for. Where they are fewer, the file ends.
     pub fn supply(&mut self, offset: u32, bytes: Bytes) {
-        if bytes.is_empty() {
-            self.file_bytes = self.file_bytes.min(offset); // the file is shorter than it was said to be
+        let end = offset.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        if end < self.asked_end {
+            self.file_bytes = self.file_bytes.min(end); // it is shorter than it was said to be
         }
         self.window = (offset, bytes);
     }
@@ -104,7 +108,7 @@ impl SegmentScan {
                 continue;
             }
             match self.parse(self.at) {
-                Parsed::Need { offset, length } => return ScanStep::Read { offset, length },
+                Parsed::Need { offset, length } => return self.read(offset, length),
                 Parsed::Frame(header, records) => {
                     let before = self.last.replace((self.at, header, records));
                     self.at += header.length;
@@ -113,7 +117,7 @@ impl SegmentScan {
                     }
                 }
                 Parsed::Bad => {
-                    let at = self.at + BLOCK_BYTES as u32;
+                    let at = self.at.saturating_add(BLOCK_BYTES as u32);
                     self.seeking = Some(Seek { from: self.at, at });
                 }
             }
@@ -128,9 +132,9 @@ impl SegmentScan {
             return self.check_tail(from);
         }
         match self.parse(at) {
-            Parsed::Need { offset, length } => Some(ScanStep::Read { offset, length }),
+            Parsed::Need { offset, length } => Some(self.read(offset, length)),
             Parsed::Bad => {
-                self.seeking = Some(Seek { from, at: at + BLOCK_BYTES as u32 });
+                self.seeking = Some(Seek { from, at: at.saturating_add(BLOCK_BYTES as u32) });
                 None
             }
             Parsed::Frame(..) => {
@@ -155,7 +159,7 @@ impl SegmentScan {
             if u64::from(offset) + u64::from(length) > u64::from(self.file_bytes) {
                 return self.cut(offset);
             }
-            return Some(ScanStep::Read { offset, length });
+            return Some(self.read(offset, length));
         };
         let (_, header, records) = self.last.take().expect("seen above");
         let whole = records.iter().all(|record| {
@@ -176,7 +180,13 @@ impl SegmentScan {
         self.last = None;
         self.at = tail;
         self.ended = true;
-        sabotage::is_on(Sabotage::TornTailIsRot).then(|| ScanStep::Rot { offset: tail, length: self.file_bytes - tail })
+        let length = self.file_bytes.saturating_sub(tail);
+        sabotage::is_on(Sabotage::TornTailIsRot).then_some(ScanStep::Rot { offset: tail, length })
+    }
+
+    fn read(&mut self, offset: u32, length: u32) -> ScanStep {
+        self.asked_end = offset + length; // at most the file's end
+        ScanStep::Read { offset, length }
     }
 
     fn parse(&self, at: u32) -> Parsed {
@@ -285,6 +295,68 @@ mod tests {
         file[offsets[1] as usize + 70] ^= 1; // record heads of a frame with a valid one behind it: rot
         let rot = vec![(offsets[1], offsets[2] - offsets[1])];
         assert_eq!(scan(&file), Found { frames: vec![0, 2], rot, tail: file.len() as u32 });
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_than_it_was_said_to_be_ends_where_it_ends() {
+        let (file, offsets) = segment(&[vec![5000], vec![5000]]);
+        for length in BLOCK_BYTES..file.len() {
+            if length % 500 > 1 && length % BLOCK_BYTES > 70 {
+                continue;
+            }
+            let mut scan = SegmentScan::new(IDENTITY, file.len() as u32 + 9);
+            let mut found = Vec::new();
+            for _ in 0..100 {
+                match scan.step() {
+                    ScanStep::Read { offset, length: asked } => {
+                        let start = length.min(offset as usize);
+                        let end = length.min(start + asked as usize);
+                        scan.supply(offset, Bytes::copy_from_slice(&file[start..end]));
+                    }
+                    ScanStep::Frame { header, .. } => found.push(header.sequence),
+                    ScanStep::Rot { offset, .. } => panic!("rot at {offset} of {length} bytes"),
+                    ScanStep::End { tail } => {
+                        found.push(tail.into());
+                        break;
+                    }
+                }
+            }
+            let second = offsets[1];
+            let whole = if length < second as usize { vec![BLOCK_BYTES as u64] } else { vec![0, second.into()] };
+            assert_eq!(found, whole, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_four_gibibytes_has_an_end() {
+        // Frames of nothing but a header, which says that they are as long as can be.
+        let header = |offset: u32| {
+            let place = FramePlace { identity: IDENTITY, offset, sequence: 0, boot: 1, previous: 0 };
+            let mut head = encode_frame(place, &[]).0.head;
+            head[8..12].copy_from_slice(&(FRAME_BYTES_MAX as u32).to_le_bytes());
+            let sum = IDENTITY.payload_checksum(u64::from(offset) | 1 << 63, &head[..60]);
+            head[60..].copy_from_slice(&sum.to_le_bytes());
+            head
+        };
+        let mut scan = SegmentScan::new(IDENTITY, u32::MAX);
+        let mut frames = 0;
+        loop {
+            match scan.step() {
+                ScanStep::Read { offset, length } => {
+                    let mut bytes = vec![0; length as usize];
+                    if offset as usize % FRAME_BYTES_MAX == BLOCK_BYTES && offset < u32::MAX - FRAME_BYTES_MAX as u32 {
+                        bytes[..HEAD_BYTES].copy_from_slice(&header(offset));
+                    }
+                    scan.supply(offset, bytes.into());
+                }
+                ScanStep::Frame { .. } => frames += 1,
+                ScanStep::Rot { offset, .. } => panic!("rot at {offset}"),
+                ScanStep::End { tail } => {
+                    assert_eq!((frames, tail as usize), (511, BLOCK_BYTES + 511 * FRAME_BYTES_MAX));
+                    return;
+                }
+            }
+        }
     }
 
     #[test]

@@ -222,6 +222,11 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             }
             Some(Effect::Revoke { segment, offset }) => {
                 let result = inner.log.revoke(segment, offset).await;
+                if result.is_ok()
+                    && let Some(info) = inner.shared.segments().get_mut(&(inner.log.identity.log, segment))
+                {
+                    info.bytes = offset.into();
+                }
                 let result = result.map_err(|error| report(&inner, "revocation of a frame", segment, &error));
                 inner.partition.borrow_mut().revoked(result);
                 inner.dispatch();

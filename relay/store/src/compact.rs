@@ -183,7 +183,11 @@ async fn heads(
         match scan.step() {
             ScanStep::Read { offset, length } => {
                 let read = inner.files.read_raw(log, segment, offset, length).await;
-                scan.supply(offset, read.map_err(|error| StoreError::Storage(error.to_string()))?);
+                let read = read.map_err(|error| StoreError::Storage(error.to_string()))?;
+                if read.len() < length as usize {
+                    return Err(StoreError::Corrupt); // the file has lost its end
+                }
+                scan.supply(offset, read);
             }
             ScanStep::Frame { header, records } => {
                 heads.extend(records.into_iter().map(|head| (head, (header.boot, header.sequence))));

@@ -27,12 +27,13 @@ pub(crate) fn checkpoint_path(store: &Path, shard: u16) -> PathBuf {
 
 /// The number in a log folder's name.
 pub(crate) fn parse_log(name: &str) -> Option<u16> {
-    name.strip_prefix("log-").filter(|digits| digits.len() == 4)?.parse().ok()
+    name.strip_prefix("log-").filter(|digits| digits.len() == 4 && !digits.starts_with('+'))?.parse().ok()
 }
 
-/// The number in a segment file's name.
+/// The number in a segment file's name. The last one is none: no segment could follow.
 pub(crate) fn parse_segment(name: &str) -> Option<u32> {
-    name.strip_suffix(".seg").filter(|digits| digits.len() == 10)?.parse().ok()
+    let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 10 && !digits.starts_with('+'))?;
+    digits.parse().ok().filter(|number| *number < u32::MAX)
 }
 
 /// The zero-filled segment of a log.
@@ -60,7 +61,9 @@ mod tests {
         assert_eq!(path, Path::new("/s/log-0003/0000000017.seg"));
         assert_eq!(parse_log("log-0003"), Some(3));
         assert_eq!(parse_segment("0000000017.seg"), Some(17));
-        for other in ["spare", "reserve", "17.seg", "log-3", "000000001x.seg"] {
+        for other in
+            ["spare", "reserve", "17.seg", "log-3", "000000001x.seg", "log-+003", "+000000017.seg", "4294967295.seg"]
+        {
             assert_eq!((parse_log(other), parse_segment(other)), (None, None));
         }
     }

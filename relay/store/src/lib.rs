@@ -23,6 +23,8 @@ mod children;
 mod commit;
 mod compact;
 mod counters;
+#[cfg(feature = "decoders")]
+pub mod decoders;
 mod error;
 mod files;
 mod folder;

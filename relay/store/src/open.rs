@@ -208,14 +208,9 @@ impl Meta {
             Err(error) if error.kind() == ErrorKind::NotFound => Self::make(config)?,
             Err(error) => return Err(OpenError::io(path)(error)),
         };
-        meta.boot += 1;
+        meta.count_opening();
         let new = config.path.join("meta.new");
-        let text = format!(
-            "metanode-store {FORMAT}\nstore {}\nsegment_bytes {}\nboot {}\n",
-            meta.store.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-            meta.segment_bytes,
-            meta.boot
-        );
+        let text = meta.text();
         let write = || -> std::io::Result<()> {
             let file = PlainFile::create(&new)?;
             file.write_at(text.as_bytes(), 0)?;
@@ -242,7 +237,20 @@ impl Meta {
         Ok(Self { store, boot: 0, segment_bytes: (bytes >> 20 << 20) as u32 })
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn count_opening(&mut self) {
+        self.boot += 1;
+    }
+
+    pub(crate) fn text(&self) -> String {
+        format!(
+            "metanode-store {FORMAT}\nstore {}\nsegment_bytes {}\nboot {}\n",
+            self.store.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            self.segment_bytes,
+            self.boot
+        )
+    }
+
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, OpenError> {
         let damaged = |what| OpenError::Damaged { path: path.to_owned(), what };
         let value = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).ok_or(damaged("a line is missing"))
@@ -254,7 +262,7 @@ impl Meta {
         }
         let hex = value("store")?;
         let mut store = [0; 16];
-        if hex.len() != 32 || !hex.is_ascii() {
+        if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(damaged("the store's identity is malformed"));
         }
         for (i, byte) in store.iter_mut().enumerate() {
@@ -265,7 +273,11 @@ impl Meta {
         if !(SEGMENT_BYTES_MIN..=1 << 30).contains(&segment_bytes) || segment_bytes % 4096 != 0 {
             return Err(damaged("the segment size is malformed"));
         }
-        Ok(Self { store, boot: number("boot")?, segment_bytes: segment_bytes as u32 })
+        let boot = number("boot")?;
+        if boot == u64::MAX {
+            return Err(damaged("there is no opening behind the last number"));
+        }
+        Ok(Self { store, boot, segment_bytes: segment_bytes as u32 })
     }
 }
 
@@ -311,7 +323,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace("metanode-store 1", "metanode-store 2")).unwrap();
         assert!(matches!(Meta::open(&config), Err(OpenError::NewerFormat { found: 2, supported: 1 })));
-        std::fs::write(&path, text.replace("boot 2", "boot x")).unwrap();
-        assert!(matches!(Meta::open(&config), Err(OpenError::Damaged { .. })));
+        for boot in ["x", "18446744073709551615"] {
+            std::fs::write(&path, text.replace("boot 2", &format!("boot {boot}"))).unwrap();
+            assert!(matches!(Meta::open(&config), Err(OpenError::Damaged { .. })), "{boot}");
+        }
     }
 }

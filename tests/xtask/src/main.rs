@@ -4,6 +4,7 @@
 //! * [`test`](mod@test) and [`ci`]: the tests, and everything that must hold before a commit.
 //! * [`bench`](mod@bench) with [`floors`]: the product beside its peers, in interleaved rounds, against the floors that it must keep.
 //! * [`sim`]: the store on a simulated machine, seed by seed.
+//! * [`fuzz`]: every decoder under libFuzzer.
 //! * [`soak`] and [`load`]: many starts, many kills, one large file.
 //! * [`preflight`]: what the system lacks for any of them; [`process`]: children with deadlines, timed steps.
 //!
@@ -12,6 +13,7 @@
 mod bench;
 mod ci;
 mod floors;
+mod fuzz;
 mod load;
 mod preflight;
 mod process;
@@ -44,6 +46,8 @@ enum Command {
     Bench(bench::Options),
     /// Runs the store on a machine whose disk, clock and power fail, seed by seed.
     Sim(sim::Options),
+    /// Searches every decoder for inputs that break it, after it has shown that it finds a planted bug.
+    Fuzz(fuzz::Options),
     /// Starts and stops the release node many times, half of them under load.
     Soak(soak::Options),
     /// Kills the release node many times and checks that nothing acknowledged is lost.
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Sim(options) => return sim::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Crash(options) => return load::crash(&options),
         Command::File(options) => return load::file(&options),

@@ -5,14 +5,14 @@
 //! References are not in it: they are counted again.
 //!
 //! ```text
-//! header: "MNCKPT\0\x01" | store uuid (16) | shard u16 | shards u16 | active segment u32 | boot u64 | sequence u64
+//! header: "MNCKPT\0\x01" | store uuid (16) | shard u16 | shards u16 | active segment u32 | boot u64, from 1 | sequence u64
 //! entry:  kind u8 (record kind) | flags u8 | log u16 | segment u32 | offset u32 | length u32 | key (32)
 //!         roots: blob size u64      tombstones: boot u64 | sequence u64
 //! end:    0 u8 | BLAKE3 of all before (32)
 //! ```
 
 use metanode_log::{Location, RecordFlags, RecordKind, Table, format::RecordHead};
-use metanode_types::Hash;
+use metanode_types::{Hash, limits::BLOB_BYTES_MAX};
 
 use super::{Order, Partition, Recovery, tag_key};
 
@@ -31,7 +31,7 @@ pub struct Coverage {
     pub shards: u16,
     /// Segment that frames went to, or would have gone to.
     pub active_segment: u32,
-    /// Opening of the store.
+    /// Opening of the store; the first is 1.
     pub boot: u64,
     /// First frame of that opening that is not in the checkpoint.
     pub sequence: u64,
@@ -147,12 +147,13 @@ impl Coverage {
             return Err(MalformedCheckpoint);
         }
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let boot = Some(u64_at(32)).filter(|boot| *boot > 0).ok_or(MalformedCheckpoint)?;
         Ok(Self {
             store: std::array::from_fn(|i| header[8 + i]),
             shard: u16::from_le_bytes([header[24], header[25]]),
             shards: u16::from_le_bytes([header[26], header[27]]),
             active_segment: u32::from_le_bytes([header[28], header[29], header[30], header[31]]),
-            boot: u64_at(32),
+            boot,
             sequence: u64_at(40),
         })
     }
@@ -173,7 +174,7 @@ impl Recovery {
         if blake3::hash(body) != *sum {
             return Err(MalformedCheckpoint);
         }
-        let mut rest = &body[HEADER_BYTES..];
+        let mut rest = body.get(HEADER_BYTES..).ok_or(MalformedCheckpoint)?;
         while rest.first().is_some_and(|kind| *kind != 0) {
             let (entry, tail) = rest.split_first_chunk::<ENTRY_BYTES>().ok_or(MalformedCheckpoint)?;
             rest = tail;
@@ -199,7 +200,10 @@ impl Recovery {
                 Ok(u64::from_le_bytes(*number))
             };
             match kind {
-                RecordKind::Root => head.blob_bytes = number()?,
+                RecordKind::Root => {
+                    head.blob_bytes =
+                        Some(number()?).filter(|size| *size <= BLOB_BYTES_MAX).ok_or(MalformedCheckpoint)?;
+                }
                 RecordKind::Unroot | RecordKind::Untag => order = (number()?, number()?),
                 RecordKind::Chunk | RecordKind::Tag => {}
                 RecordKind::Whole => return Err(MalformedCheckpoint),

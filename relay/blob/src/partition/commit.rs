@@ -34,7 +34,7 @@ impl Partition {
             Change::Unroot => {
                 if let Some(entry) = self.roots.remove(&key) {
                     self.events.push(Event::Unrooted(key));
-                    self.blob_bytes -= entry.size_bytes;
+                    self.blob_bytes = self.blob_bytes.saturating_sub(entry.size_bytes);
                     self.died_record(entry.location, if entry.is_whole() { 0 } else { entry.location.length });
                     match self.pins.get_mut(&key) {
                         Some(pin) => pin.dead = Some(entry),
@@ -94,7 +94,7 @@ impl Partition {
         self.roots.insert(key, entry);
         match before {
             Some(before) => self.died_record(before.location, if whole { 0 } else { before.location.length }),
-            None => self.blob_bytes += record.blob_bytes,
+            None => self.blob_bytes = self.blob_bytes.saturating_add(record.blob_bytes),
         }
         if options.lease {
             *self.leases.entry(key).or_default() += 1;

@@ -65,7 +65,8 @@ impl Recovery {
                     damaged: false,
                 };
                 partition.lives_record(head.location, if entry.is_whole() { 0 } else { head.location.length });
-                partition.blob_bytes += entry.size_bytes;
+                // Sizes are what the disk says: many false ones have a sum that no number holds.
+                partition.blob_bytes = partition.blob_bytes.saturating_add(entry.size_bytes);
                 partition.roots.insert(*hash, entry);
             }
         }

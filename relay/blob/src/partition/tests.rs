@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use metanode_log::{ScanStep, SegmentScan};
+use metanode_types::limits::BLOB_BYTES_MAX;
 
 use super::*;
 
@@ -425,6 +426,48 @@ fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_t
             Err(MalformedCheckpoint)
         );
     }
+}
+
+/// The checkpoint of nothing in partition 0 of 1, with the hash that it must have; `cut` bytes of it are missing.
+fn whole_checkpoint(entries: &[u8], cut: usize) -> Vec<u8> {
+    let mut bytes = b"MNCKPT\0\x01".to_vec();
+    bytes.extend([7; 16]);
+    bytes.extend([0, 0, 1, 0, 0, 0, 0, 0]);
+    bytes.extend([1u64, 0].map(u64::to_le_bytes).concat());
+    bytes.extend(entries);
+    bytes.push(0);
+    bytes.truncate(bytes.len() - cut);
+    let sum = blake3::hash(&bytes);
+    bytes.extend(sum.as_bytes());
+    bytes
+}
+
+fn load(bytes: &[u8]) -> Result<Recovery, MalformedCheckpoint> {
+    let mut recoveries = [Recovery::new()];
+    Recovery::load(bytes, |_, _| true, |_| 0, &mut recoveries)?;
+    let [recovery] = recoveries;
+    Ok(recovery)
+}
+
+#[test]
+fn a_checkpoint_whose_hash_is_right_may_still_be_none() {
+    assert!(load(&whole_checkpoint(&[], 0)).is_ok());
+    for cut in 1..=41 {
+        assert_eq!(load(&whole_checkpoint(&[], cut)).err(), Some(MalformedCheckpoint), "{cut}");
+    }
+    let mut header = whole_checkpoint(&[], 1)[..48].to_vec();
+    header[32] = 0;
+    assert_eq!(Coverage::decode(&header), Err(MalformedCheckpoint), "there is no opening 0");
+}
+
+#[test]
+fn a_blob_larger_than_any_makes_no_checkpoint() {
+    let root = |key: u8, size: u64| [&[2, 0][..], &[0; 14], &[key; 32], &size.to_le_bytes()].concat();
+    assert_eq!(load(&whole_checkpoint(&root(1, BLOB_BYTES_MAX + 1), 0)).err(), Some(MalformedCheckpoint));
+    let recovery = load(&whole_checkpoint(&[root(1, BLOB_BYTES_MAX), root(2, 7)].concat(), 0)).unwrap();
+    let mut bench = Bench::new(2, 0, BTreeMap::new());
+    recovery.finish(&mut bench.partition);
+    assert_eq!(bench.partition.blobs(), (2, BLOB_BYTES_MAX + 7));
 }
 
 #[test]
