@@ -1,6 +1,6 @@
 //! Checkpoints of the index: written now and then and when the store is closed, read by recovery.
 
-use std::{collections::BTreeMap, io, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, rc::Rc, time::Duration};
 
 use metanode_blob::partition::{Checkpoint, Coverage, Recovery};
 use metanode_shard::{
@@ -10,7 +10,11 @@ use metanode_shard::{
 use metanode_types::{ShardCount, ShardId};
 use tracing::{debug, warn};
 
-use crate::{StoreConfig, folder::checkpoint_path, shard::Inner};
+use crate::{
+    StoreConfig,
+    folder::{checkpoint_path, is_checkpoint},
+    shard::Inner,
+};
 
 /// Bytes of log behind a checkpoint that make a new one worth its writing: a start reads the heads in them, about a second.
 const LOG_BYTES: u64 = 2 << 30;
@@ -125,4 +129,17 @@ pub(crate) fn load(
         covered.push(coverage);
     }
     covered
+}
+
+/// Removes the checkpoints, since the whole log was read instead.
+///
+/// The log gives chunks that nobody refers to once more, as orphans; what commits now may count on them. A checkpoint that lacks them,
+/// written before, would lose that when the missing one has been written and the others have not.
+pub(crate) fn discard(store: &Path) -> io::Result<()> {
+    for name in fs::names(store)? {
+        if name.to_str().is_some_and(is_checkpoint) {
+            fs::remove_file(store.join(name))?;
+        }
+    }
+    sync_folder(store)
 }

@@ -25,6 +25,12 @@ pub(crate) fn checkpoint_path(store: &Path, shard: u16) -> PathBuf {
     store.join(format!("checkpoint-{shard:04}"))
 }
 
+/// Whether a file's name is that of a checkpoint.
+pub(crate) fn is_checkpoint(name: &str) -> bool {
+    name.strip_prefix("checkpoint-")
+        .is_some_and(|digits| digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// The number in a log folder's name.
 pub(crate) fn parse_log(name: &str) -> Option<u16> {
     name.strip_prefix("log-").filter(|digits| digits.len() == 4 && !digits.starts_with('+'))?.parse().ok()
@@ -60,6 +66,7 @@ mod tests {
         let path = segment_path(Path::new("/s"), 3, 17);
         assert_eq!(path, Path::new("/s/log-0003/0000000017.seg"));
         assert_eq!(parse_log("log-0003"), Some(3));
+        assert!(is_checkpoint("checkpoint-0003") && !is_checkpoint("checkpoint-0003.new"));
         assert_eq!(parse_segment("0000000017.seg"), Some(17));
         for other in
             ["spare", "reserve", "17.seg", "log-3", "000000001x.seg", "log-+003", "+000000017.seg", "4294967295.seg"]

@@ -38,6 +38,9 @@ pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, Op
     let Found { segments: found, next } = Found::look(config, meta)?;
     let begun_in = found.iter().map(|(place, segment)| (*place, segment.begun_in)).collect();
     let covered = checkpoint::load(config, meta.store, &begun_in, &mut recoveries);
+    if covered.is_empty() {
+        checkpoint::discard(&config.path).map_err(OpenError::io(&config.path))?;
+    }
     let mut scan =
         Scan { config, meta, recoveries, covered, segments: BTreeMap::new(), report: RecoveryReport::default() };
     for ((log, segment), found) in found {

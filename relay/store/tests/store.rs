@@ -334,6 +334,19 @@ fn damaged_headers_cost_nothing_and_stale_ones_hold_no_segment() {
 }
 
 #[test]
+fn a_start_that_reads_the_whole_log_leaves_no_older_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    with_store(folder.path(), 2, |store| async move {
+        put(&store, &data(5000, 1)).await;
+    });
+    let checkpoint = |shard: u16| folder.path().join(format!("checkpoint-{shard:04}"));
+    assert!(checkpoint(0).exists() && checkpoint(1).exists());
+    std::fs::remove_file(checkpoint(0)).unwrap();
+    drop(StoreShared::open(StoreConfig::new(folder.path().into(), ShardCount::new(2).unwrap())).unwrap());
+    assert!(!checkpoint(1).exists(), "with a newer one of shard 0 it would be used again");
+}
+
+#[test]
 fn concurrent_puts_of_many_blobs_share_frames() {
     let folder = tempfile::tempdir().unwrap();
     with_store(folder.path(), 1, |store| async move {
