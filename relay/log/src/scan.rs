@@ -56,6 +56,8 @@ pub struct SegmentScan {
     last: Option<(u32, FrameHeader, Vec<RecordHead>)>,
     /// Set while looking for a valid frame behind a bad one.
     seeking: Option<Seek>,
+    /// Of the last frame the heads are enough.
+    is_closed: bool,
     ended: bool,
 }
 
@@ -82,8 +84,17 @@ impl SegmentScan {
             asked_end: 0,
             last: None,
             seeking: None,
+            is_closed: false,
             ended: false,
         }
+    }
+
+    /// All frames of this segment are known to have been whole: a payload of the last one that is not has rotted, and takes no other
+    /// record with it.
+    #[must_use]
+    pub fn closed(mut self, is_closed: bool) -> Self {
+        self.is_closed = is_closed;
+        self
     }
 
     /// The bytes that a [`ScanStep::Read`] asked for. Where they are fewer, the file ends.
@@ -155,6 +166,12 @@ impl SegmentScan {
             return None;
         };
         let (offset, length) = (*offset, header.length);
+        if self.is_closed && u64::from(offset) + u64::from(length) <= u64::from(self.file_bytes) {
+            let (_, header, records) = self.last.take().expect("seen above");
+            self.at = tail;
+            self.ended = true;
+            return Some(ScanStep::Frame { header, records });
+        }
         let Some(frame) = self.bytes(offset, length) else {
             if u64::from(offset) + u64::from(length) > u64::from(self.file_bytes) {
                 return self.cut(offset);
@@ -252,7 +269,10 @@ mod tests {
     }
 
     fn scan(file: &[u8]) -> Found {
-        let mut scan = SegmentScan::new(IDENTITY, file.len() as u32);
+        scan_with(file, SegmentScan::new(IDENTITY, file.len() as u32))
+    }
+
+    fn scan_with(file: &[u8], mut scan: SegmentScan) -> Found {
         let mut found = Found::default();
         for _ in 0..10_000 {
             match scan.step() {
@@ -288,6 +308,9 @@ mod tests {
         let last = offsets[2] as usize;
         file[last + 4096 + 7] ^= 1; // payload of the last frame: torn
         assert_eq!(scan(&file), Found { frames: vec![0, 1], rot: vec![], tail: offsets[2] });
+        let closed = SegmentScan::new(IDENTITY, file.len() as u32).closed(true);
+        let all = Found { frames: vec![0, 1, 2], rot: vec![], tail: file.len() as u32 };
+        assert_eq!(scan_with(&file, closed), all, "rot: other records of the frame are sound");
         file[last + 4096 + 7] ^= 1;
         file[last + 3] ^= 1; // header of the last frame: never there
         assert_eq!(scan(&file), Found { frames: vec![0, 1], rot: vec![], tail: offsets[2] });

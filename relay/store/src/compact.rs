@@ -177,7 +177,7 @@ async fn heads(
     bytes: u64,
 ) -> Result<Vec<(RecordHead, (u64, u64))>, StoreError> {
     let SegmentIdentity { log, segment, .. } = identity;
-    let mut scan = SegmentScan::new(identity, bytes as u32);
+    let mut scan = SegmentScan::new(identity, bytes as u32).closed(true);
     let mut heads = Vec::new();
     loop {
         match scan.step() {

@@ -165,7 +165,8 @@ impl Scan<'_> {
             return Ok(());
         }
         self.report.segments += 1;
-        let mut scan = SegmentScan::new(identity, bytes);
+        // A file that is shorter than a segment was cut behind a frame that was whole.
+        let mut scan = SegmentScan::new(identity, bytes).closed(u64::from(bytes) < u64::from(self.meta.segment_bytes));
         let mut first = None;
         let mut last = None;
         let mut rot_bytes = 0;
@@ -208,21 +209,29 @@ impl Scan<'_> {
             warn!(path = %path.display(), "the header of a segment is damaged; its frames are not");
             self.report.rot_bytes += BLOCK_BYTES as u64;
         }
-        if tail < bytes {
-            self.report.cut_bytes += u64::from(bytes - tail);
-            file.set_size(tail.into())?;
-        }
         // A frame that was written and not synced when the process died counts from now on, so it must not get lost. It is written
         // again, with the same bytes: behind a sync that failed, a page cache has what the disk has not, and no later sync writes it.
         let at = u64::from(tail - last);
-        match file.write_at(&read(&file, at, last as usize)?, at) {
+        let is_durable = match file.write_at(&read(&file, at, last as usize)?, at) {
             // A file system that writes elsewhere has no room; the node must start all the same, so that something can be removed.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 warn!(path = %path.display(), "the disk is full: the end of a segment could not be written again");
+                false
             }
-            written => written?,
-        }
+            written => {
+                written?;
+                true
+            }
+        };
         file.sync()?;
+        if tail < bytes {
+            self.report.cut_bytes += u64::from(bytes - tail);
+            // Only then: what a cut file ends with was whole once.
+            if is_durable {
+                file.set_size(tail.into())?;
+                file.sync()?;
+            }
+        }
         self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
         Ok(())
     }
