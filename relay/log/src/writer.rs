@@ -10,7 +10,7 @@ use crate::format::{
 /// Sizes of a writer.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterLimits {
-    /// Bytes of a segment.
+    /// Bytes of a segment that may be used.
     pub segment_bytes: u32,
     /// Bytes at which a frame is closed although more is staged: bounds the latency that a large batch adds to a small one.
     pub frame_bytes_target: usize,
@@ -19,9 +19,14 @@ pub struct WriterLimits {
 }
 
 impl WriterLimits {
-    /// For segments of this size: frames of at most 4 MiB (2 ms of a 2 GB/s disk) and a quarter of the segment.
-    pub fn for_segments(segment_bytes: u32) -> Self {
-        Self { segment_bytes, frame_bytes_target: (4 << 20).min(segment_bytes as usize / 4), failures_max: 3 }
+    /// For segment files of this size: frames of at most 4 MiB (2 ms of a 2 GB/s disk) and a quarter of the segment. The last block stays
+    /// free, so that a file that was cut off behind its last frame is always shorter than one that was not.
+    pub fn for_segments(file_bytes: u32) -> Self {
+        Self {
+            segment_bytes: file_bytes - BLOCK_BYTES as u32,
+            frame_bytes_target: (4 << 20).min(file_bytes as usize / 4),
+            failures_max: 3,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     error::OpenError,
     folder::{log_path, parse_log, parse_segment, segment_path},
     open::Meta,
+    recover::{is_closed, read},
 };
 
 /// Findings that are described; all are counted.
@@ -74,11 +75,15 @@ pub fn check(store: &Path) -> Result<CheckReport, OpenError> {
     for name in fs::names(store).map_err(OpenError::io(store))? {
         let Some(log) = name.to_str().and_then(parse_log) else { continue };
         let folder = log_path(store, log);
-        for name in fs::names(&folder).map_err(OpenError::io(&folder))? {
-            let Some(segment) = name.to_str().and_then(parse_segment) else { continue };
+        let names = fs::names(&folder).map_err(OpenError::io(&folder))?;
+        let mut segments: Vec<u32> = names.iter().filter_map(|name| parse_segment(name.to_str()?)).collect();
+        segments.sort_unstable_by(|one, other| other.cmp(one)); // the last first, as recovery does
+        let mut followed_in = None;
+        for segment in segments {
             let identity = SegmentIdentity { store: meta.store, log, segment };
             let path = segment_path(store, log, segment);
-            check_segment(&path, identity, &mut newest, &mut report).map_err(OpenError::io(&path))?;
+            let begins = check_segment(&path, identity, (meta.segment_bytes, followed_in), &mut newest, &mut report);
+            followed_in = begins.map_err(OpenError::io(&path))?.or(followed_in);
         }
     }
     let mut references = References { store, newest: &newest, report: &mut report, file: None };
@@ -86,12 +91,14 @@ pub fn check(store: &Path) -> Result<CheckReport, OpenError> {
     Ok(report)
 }
 
+/// Returns the opening of the first frame.
 fn check_segment(
     path: &Path,
     identity: SegmentIdentity,
+    (segment_bytes, followed_in): (u32, Option<u64>),
     newest: &mut Newest,
     report: &mut CheckReport,
-) -> io::Result<()> {
+) -> io::Result<Option<u64>> {
     let file = PlainFile::open(path)?;
     let bytes = u32::try_from(file.size()?).unwrap_or(u32::MAX);
     let shown = path.display();
@@ -99,8 +106,10 @@ fn check_segment(
     report.segment_bytes += u64::from(bytes);
     let header = read(&file, 0, BLOCK_BYTES)?;
     let is_blank = header.iter().all(|byte| *byte == 0);
-    let own = SegmentIdentity::decode_header(&header).is_some_and(|(found, _)| found == identity);
-    let mut scan = SegmentScan::new(identity, bytes);
+    let begun_in =
+        SegmentIdentity::decode_header(&header).filter(|(found, _)| *found == identity).map(|(_, boot)| boot);
+    let mut scan = SegmentScan::new(identity, bytes).closed(is_closed(bytes, segment_bytes, begun_in, followed_in));
+    let mut first = None;
     let mut frames = 0;
     loop {
         match scan.step() {
@@ -109,6 +118,7 @@ fn check_segment(
             }
             ScanStep::Frame { header, records } => {
                 frames += 1;
+                first = first.or(Some(header.boot));
                 let order = (header.boot, header.sequence);
                 for head in records {
                     report.records += 1;
@@ -126,10 +136,10 @@ fn check_segment(
     }
     report.frames += frames;
     let never_used = is_blank && frames == 0;
-    if !own && !never_used {
+    if begun_in.is_none() && !never_used {
         report.found(format!("{shown}: the header is damaged, or another segment's"));
     }
-    Ok(())
+    Ok(first)
 }
 
 fn check_record(
@@ -172,13 +182,6 @@ fn check_record(
         known.insert(key, (order, head));
     }
     Ok(())
-}
-
-fn read(file: &PlainFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    let read = file.read_at(&mut bytes, offset)?;
-    bytes.truncate(read);
-    Ok(bytes)
 }
 
 /// Follows what refers to what.

@@ -41,9 +41,17 @@ pub(crate) fn recover(config: &StoreConfig, meta: &Meta) -> Result<Recovered, Op
     if covered.is_empty() {
         checkpoint::discard(&config.path).map_err(OpenError::io(&config.path))?;
     }
-    let mut scan =
-        Scan { config, meta, recoveries, covered, segments: BTreeMap::new(), report: RecoveryReport::default() };
-    for ((log, segment), found) in found {
+    let mut scan = Scan {
+        config,
+        meta,
+        recoveries,
+        covered,
+        followed_in: HashMap::new(),
+        segments: BTreeMap::new(),
+        report: RecoveryReport::default(),
+    };
+    // The last first: what follows a segment says whether its end can be torn.
+    for ((log, segment), found) in found.into_iter().rev() {
         scan.segment(log, segment, &found).map_err(OpenError::io(&found.path))?;
     }
     for log in logs(&config.path)?.values() {
@@ -147,6 +155,8 @@ struct Scan<'a> {
     recoveries: Vec<Recovery>,
     /// What the checkpoints hold, by partition of their number of shards; empty without them.
     covered: Vec<Coverage>,
+    /// Opening of the first frame behind what is looked at, by log.
+    followed_in: HashMap<u16, u64>,
     segments: BTreeMap<(u16, u32), SegmentInfo>,
     report: RecoveryReport,
 }
@@ -165,8 +175,9 @@ impl Scan<'_> {
             return Ok(());
         }
         self.report.segments += 1;
-        // A file that is shorter than a segment was cut behind a frame that was whole.
-        let mut scan = SegmentScan::new(identity, bytes).closed(u64::from(bytes) < u64::from(self.meta.segment_bytes));
+        let followed_in = self.followed_in.get(&log).copied();
+        let is_closed = is_closed(bytes, self.meta.segment_bytes, *boot, followed_in);
+        let mut scan = SegmentScan::new(identity, bytes).closed(is_closed);
         let mut first = None;
         let mut last = None;
         let mut rot_bytes = 0;
@@ -205,6 +216,7 @@ impl Scan<'_> {
             self.report.rot_bytes += u64::from(bytes) - rot_bytes;
             return Ok(());
         };
+        self.followed_in.insert(log, first.0);
         if boot.is_none() {
             warn!(path = %path.display(), "the header of a segment is damaged; its frames are not");
             self.report.rot_bytes += BLOCK_BYTES as u64;
@@ -212,25 +224,19 @@ impl Scan<'_> {
         // A frame that was written and not synced when the process died counts from now on, so it must not get lost. It is written
         // again, with the same bytes: behind a sync that failed, a page cache has what the disk has not, and no later sync writes it.
         let at = u64::from(tail - last);
-        let is_durable = match file.write_at(&read(&file, at, last as usize)?, at) {
+        match file.write_at(&read(&file, at, last as usize)?, at) {
             // A file system that writes elsewhere has no room; the node must start all the same, so that something can be removed.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 warn!(path = %path.display(), "the disk is full: the end of a segment could not be written again");
-                false
             }
-            written => {
-                written?;
-                true
-            }
-        };
+            written => written?,
+        }
         file.sync()?;
         if tail < bytes {
+            // Only now: what a cut file ends with was whole once.
             self.report.cut_bytes += u64::from(bytes - tail);
-            // Only then: what a cut file ends with was whole once.
-            if is_durable {
-                file.set_size(tail.into())?;
-                file.sync()?;
-            }
+            file.set_size(tail.into())?;
+            file.sync()?;
         }
         self.segments.insert((log, segment), SegmentInfo { first, bytes: tail.into() });
         Ok(())
@@ -245,7 +251,17 @@ impl Scan<'_> {
     }
 }
 
-fn read(file: &PlainFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+/// Whether the last frame of a segment of `bytes` bytes is known to have been whole, so that what is wrong with it is rot.
+///
+/// Recovery cuts a file off behind its last frame, once that is durable; a log cuts a frame off that failed. Both leave the file shorter
+/// than a segment. And nothing is written to a later segment before that: not by the opening that began this one, whose frames wait for
+/// each other, nor by a later one, whose recovery comes first.
+pub(crate) fn is_closed(bytes: u32, segment_bytes: u32, begun_in: Option<u64>, followed_in: Option<u64>) -> bool {
+    bytes < segment_bytes || begun_in.is_some_and(|boot| followed_in.is_some_and(|later| boot <= later))
+}
+
+/// Reads up to `length` bytes: fewer where the file ends.
+pub(crate) fn read(file: &PlainFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     let read = file.read_at(&mut bytes, offset)?;
     bytes.truncate(read);

@@ -284,6 +284,34 @@ fn a_corrupt_copy_is_refused_and_healed_by_the_next_put() {
     });
 }
 
+#[test]
+fn rot_in_the_last_frame_of_a_segment_is_no_torn_tail_once_another_segment_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs: Vec<Bytes> = (0..40).map(|i| data(200_000, 500 + i)).collect();
+    let stored = blobs.clone();
+    with_store(folder.path(), 1, move |store| async move {
+        for blob in &stored {
+            put(&store, blob).await;
+        }
+    });
+    // The checkpoint would spare the segment.
+    std::fs::remove_file(folder.path().join("checkpoint-0000")).unwrap();
+    let first = std::fs::read(folder.path().join("log-0000").join("0000000000.seg")).unwrap();
+    let holds = |blob: &Bytes| first.windows(100).any(|window| window == &blob[4000..4100]);
+    let last = (0..blobs.len()).rfind(|&index| holds(&blobs[index])).unwrap();
+    assert!(last + 1 < blobs.len(), "a segment follows");
+    flip(folder.path(), &blobs[last]);
+    let found = metanode_store::check(folder.path()).unwrap();
+    assert!(found.damages > 0, "{found:?}");
+    with_store(folder.path(), 1, move |store| async move {
+        for (index, blob) in blobs.iter().enumerate() {
+            let hash = metanode_crypto::hash(blob);
+            let expected = if index == last { Err(StoreError::Corrupt) } else { Ok(Fetched::Whole(blob.clone())) };
+            assert_eq!(store.get(hash).await, expected, "{index}");
+        }
+    });
+}
+
 /// Flips a bit in the middle of these bytes, wherever they are.
 fn flip(folder: &Path, bytes: &Bytes) {
     let needle = &bytes[4000..4100];

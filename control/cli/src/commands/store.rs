@@ -78,7 +78,7 @@ fn status(global: &Global) -> Result<()> {
 }
 
 /// What work has done.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct WorkReport {
     work: &'static str,
     done: bool,
@@ -110,15 +110,7 @@ fn scrub(global: &Global, rate: u64, work: &Work) -> Result<()> {
     let before = admin::store_status(&folder)?;
     let number = admin::scrub(&folder, rate)?;
     let begun = Instant::now();
-    let mut report = WorkReport {
-        work: "scrub",
-        done: false,
-        seconds: 0.0,
-        read_bytes: None,
-        damaged: None,
-        freed_segments: None,
-        segment_bytes: None,
-    };
+    let mut report = WorkReport { work: "scrub", ..WorkReport::default() };
     if !work.no_wait {
         let after = wait(&folder, |status| status.scrub_done >= number)?;
         report.done = true;
@@ -135,15 +127,7 @@ fn compact(global: &Global, work: &Work) -> Result<()> {
     let before = admin::store_status(&folder)?;
     let number = admin::compact(&folder)?;
     let begun = Instant::now();
-    let mut report = WorkReport {
-        work: "compaction",
-        done: false,
-        seconds: 0.0,
-        read_bytes: None,
-        damaged: None,
-        freed_segments: None,
-        segment_bytes: None,
-    };
+    let mut report = WorkReport { work: "compaction", ..WorkReport::default() };
     if !work.no_wait {
         let after = wait(&folder, |status| status.compact_done >= number)?;
         report.done = true;
