@@ -11,7 +11,9 @@ mod connections;
 mod crash;
 mod data;
 mod file;
+mod flood;
 mod measure;
+mod network;
 mod node;
 mod quickload;
 mod raw;
@@ -50,6 +52,10 @@ enum Scenario {
     File(FileOptions),
     /// Idle connections: memory of the node for each, handshakes a second, latency of others meanwhile
     Connections(Connections),
+    /// One blob in and out over a bad network, by IPv4 and by IPv6
+    Network(Network),
+    /// A client's gets while strangers begin handshakes and streams without end; the node's memory, and what is left afterwards
+    Flood(Flood),
     /// Kill the node again and again under load; check what it had acknowledged
     Crash(Crash),
     /// One kind of load for as long as you like, for a profiler
@@ -119,6 +125,42 @@ struct Connections {
 }
 
 #[derive(Args)]
+struct Network {
+    #[command(flatten)]
+    common: Common,
+    /// The program `metanode-proxy`
+    #[arg(long, value_name = "PATH")]
+    proxy: PathBuf,
+    /// Size of the blob
+    #[arg(long, default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(1 << 20..=4 << 30))]
+    bytes: u64,
+    /// Percent of the datagrams that are lost, in each direction
+    #[arg(long, default_value_t = 1.0)]
+    loss: f64,
+    /// Milliseconds that a datagram takes, one way
+    #[arg(long, default_value_t = 25.0)]
+    delay_ms: f64,
+    /// Megabytes a second that the narrowest link carries [default: no limit]
+    #[arg(long)]
+    rate_mbs: Option<f64>,
+    /// Milliseconds that a datagram may wait for that link [default: no limit]
+    #[arg(long)]
+    buffer_ms: Option<f64>,
+    /// Largest UDP payload that the path carries: Ethernet, IP and UDP
+    #[arg(long, default_value_t = 1472)]
+    mtu: usize,
+}
+
+#[derive(Args)]
+struct Flood {
+    #[command(flatten)]
+    common: Common,
+    /// Half-open handshakes
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    half_open: u32,
+}
+
+#[derive(Args)]
 struct Crash {
     #[command(flatten)]
     common: Common,
@@ -165,6 +207,8 @@ impl Scenario {
             | Self::Bulk(Bulk { common, .. })
             | Self::File(FileOptions { common, .. })
             | Self::Connections(Connections { common, .. })
+            | Self::Network(Network { common, .. })
+            | Self::Flood(Flood { common, .. })
             | Self::Crash(Crash { common, .. })
             | Self::Quickload(Quickload { common, .. }) => common,
         }
@@ -212,6 +256,8 @@ async fn perform(scenario: &Scenario) -> Result<(Report, ExitCode)> {
         Scenario::Bulk(options) => Ok((bulk::run(options).await?, ExitCode::SUCCESS)),
         Scenario::File(options) => Ok((file::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Connections(options) => Ok((connections::run(options).await?, ExitCode::SUCCESS)),
+        Scenario::Network(options) => Ok((network::run(options).await?, ExitCode::SUCCESS)),
+        Scenario::Flood(options) => Ok((flood::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Crash(options) => crash::run(options).await,
         Scenario::Quickload(options) => Ok((quickload::run(options).await?, ExitCode::SUCCESS)),
     }
@@ -242,6 +288,8 @@ mod tests {
             "metanode-load small --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load bulk --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load connections --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
+            "metanode-load network --proxy /p --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
+            "metanode-load flood --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load crash --count 100 --metanode /m --dir /tmp/x",
             "metanode-load quickload get4k --metanode /m --seconds 5",
         ] {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
@@ -29,6 +29,8 @@ const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const STOP_TIME_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at a node that is about to end.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Where a node listens unless told otherwise.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Longest first line of a node.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -130,6 +132,7 @@ pub(crate) struct Node {
     process: Process,
     ticket: Ticket,
     operator: Identity,
+    page: Page,
     /// From the start of the process until it was ready.
     pub(crate) start_time: Duration,
 }
@@ -137,8 +140,13 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node on `place`, as a user would, but for the ports.
     pub(crate) async fn start(common: &Common, place: &Place) -> Result<Self> {
+        Self::start_at(common, place, LOOPBACK).await
+    }
+
+    /// As [`Node::start`], on a loopback address.
+    pub(crate) async fn start_at(common: &Common, place: &Place, listen: SocketAddr) -> Result<Self> {
         let begun = Instant::now();
-        let (mut process, stdout) = spawn(common, place)?;
+        let (mut process, stdout) = spawn(common, place, listen)?;
         let line = tokio::task::spawn_blocking(move || first_line(stdout));
         let ready = match timeout(READY_TIME_MAX, line).await {
             Ok(line) => line??,
@@ -155,16 +163,20 @@ impl Node {
             |key| ready.get(key).and_then(Value::as_str).with_context(|| format!("the node's line has no {key}"));
         let ticket: Ticket = text("ticket")?.parse().context("the node's ticket")?;
         let address: SocketAddr = text("quic")?.parse().context("the node's address")?;
-        ensure!(address.ip().is_loopback() && ticket.addresses.contains(&address), "the node listens on {address}");
+        ensure!(
+            address.ip().is_loopback() && ticket.addresses.first() == Some(&address),
+            "the node listens on {address}"
+        );
         let key = place.data().join("operator.key");
         let pem = fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?;
         let operator = Identity::from_pem(&pem).context("the operator's key")?;
-        Ok(Self { process, ticket, operator, start_time })
+        let page = Page(text("metrics")?.parse().context("the address of the metrics")?);
+        Ok(Self { process, ticket, operator, page, start_time })
     }
 
     /// Starts a node and kills it after a while, ready or not.
     pub(crate) async fn start_and_kill(common: &Common, place: &Place, after: Duration) -> Result<()> {
-        let (mut process, _stdout) = spawn(common, place)?; // a closed stdout would be another fault
+        let (mut process, _stdout) = spawn(common, place, LOOPBACK)?; // a closed stdout would be another fault
         sleep(after).await;
         if let Some(status) = process.0.try_wait()? {
             bail!("the node ended with {status} while it started; the end of its log:\n{}", tail_of(&place.log()));
@@ -180,12 +192,31 @@ impl Node {
         &self.ticket
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.ticket.addresses[0]
+    }
+
     /// A client with the operator's key, as the library is shipped.
     pub(crate) async fn client(&self) -> Result<Client> {
-        let client = Client::connect(&self.ticket, ClientConfig::new(self.operator.clone())).await?;
+        self.client_of(&self.ticket).await
+    }
+
+    /// As [`Node::client`], by way of a proxy.
+    pub(crate) async fn client_at(&self, address: SocketAddr) -> Result<Client> {
+        self.client_of(&Ticket { addresses: vec![address], ..self.ticket.clone() }).await
+    }
+
+    async fn client_of(&self, ticket: &Ticket) -> Result<Client> {
+        let client = Client::connect(ticket, ClientConfig::new(self.operator.clone())).await?;
         ensure!(client.may_write(), "the node does not let its operator write");
         client.connect_all_shards().await?;
         Ok(client)
+    }
+
+    /// Its metrics.
+    pub(crate) fn page(&self) -> Page {
+        self.page
     }
 
     /// Peak resident memory so far, in MiB.
@@ -214,6 +245,26 @@ impl Node {
     }
 }
 
+/// A node's page of metrics.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page(SocketAddr);
+
+impl Page {
+    /// The sum of a metric over all shards and labels.
+    pub(crate) fn metric(self, name: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect(self.0).context("the page of metrics")?;
+        stream.set_read_timeout(Some(READY_TIME_MAX))?;
+        stream
+            .write_all(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.0).as_bytes())?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        let samples = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let values: Vec<f64> = samples.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        ensure!(!values.is_empty(), "the page has no metric {name}");
+        Ok(values.iter().sum())
+    }
+}
+
 /// A process of ours. Dropping it kills it.
 struct Process(Child);
 
@@ -227,10 +278,10 @@ impl Drop for Process {
 }
 
 /// Starts a node on the server's core, as a user would, but for the ports.
-fn spawn(common: &Common, place: &Place) -> Result<(Process, ChildStdout)> {
+fn spawn(common: &Common, place: &Place, listen: SocketAddr) -> Result<(Process, ChildStdout)> {
     let log = File::options().append(true).create(true).open(place.log()).context("cannot open the node's log")?;
     let mut command = Command::new(&common.metanode);
-    command.args(["start", "--foreground", "-o", "json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    command.args(["start", "--foreground", "-o", "json", "--listen", &listen.to_string(), "--metrics", "127.0.0.1:0"]);
     command.arg("--data").arg(place.data());
     // The shipped configuration is that of the folder, whatever this process's environment says.
     for name in ["METANODE_DATA", "METANODE_NODE", "METANODE_KEY", "METANODE_LOG"] {

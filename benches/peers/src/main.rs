@@ -53,6 +53,8 @@ enum Peer {
     IrohFs,
     /// quinn on tokio, no store.
     Quinn,
+    /// The same over a bad network.
+    QuinnLossy,
 }
 
 impl Peer {
@@ -62,6 +64,7 @@ impl Peer {
             Self::IrohMem => "iroh-mem",
             Self::IrohFs => "iroh-fs",
             Self::Quinn => "quinn",
+            Self::QuinnLossy => "quinn-lossy",
         }
     }
 }
@@ -96,6 +99,18 @@ struct Run {
     /// Size of the large object.
     #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=4 << 30))]
     bytes: u64,
+    /// The program `metanode-proxy`, for the peer that wants a bad network
+    #[arg(long, value_name = "PATH")]
+    proxy: Option<PathBuf>,
+    /// Percent of the datagrams that it loses, in each direction
+    #[arg(long, default_value_t = 1.0)]
+    loss: f64,
+    /// Milliseconds that a datagram takes through it, one way
+    #[arg(long, default_value_t = 25.0)]
+    delay_ms: f64,
+    /// Largest UDP payload that it carries: Ethernet, IP and UDP
+    #[arg(long, default_value_t = 1472)]
+    mtu: usize,
     /// Seconds after which a timed part starts no further operation; the rate is that of what was done. The upload of
     /// the large object is one operation and runs to its end.
     #[arg(long, default_value_t = 3.0)]
@@ -132,7 +147,7 @@ fn serve(options: &Serve) -> Result<()> {
         match options.peer {
             Peer::IrohMem => iroh::serve_memory(commands).await,
             Peer::IrohFs => iroh::serve_files(commands, &options.dir).await,
-            Peer::Quinn => quinn::serve(commands).await,
+            Peer::Quinn | Peer::QuinnLossy => quinn::serve(commands).await,
         }
     });
     runtime.shutdown_background();
@@ -148,6 +163,7 @@ fn run(options: &Run) -> Result<()> {
                 Peer::IrohMem => iroh::run(options, "iroh").await,
                 Peer::IrohFs => iroh::run(options, "iroh_fs").await,
                 Peer::Quinn => quinn::run(options).await,
+                Peer::QuinnLossy => quinn::run_lossy(options).await,
             }
         };
         // Dropping the run drops the server's handle, which kills it, and the temporary folder.

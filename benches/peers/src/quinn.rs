@@ -1,10 +1,11 @@
 //! Plain quinn on tokio, without a store: what QUIC itself costs on this machine.
 //!
 //! A request is the number of bytes wanted, as eight little-endian bytes on a bidirectional stream of its own; the
-//! answer is that many bytes of static memory.
+//! answer is that many bytes of static memory. With [`UPLOAD`] set, so many bytes follow, and the answer is their number.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +23,10 @@ use rustls::{
 };
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use tokio::time::MissedTickBehavior;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::MissedTickBehavior,
+};
 
 use crate::{
     Run,
@@ -33,6 +37,8 @@ use crate::{
 
 /// What the server sends, over and over for a large object.
 static CONTENT: [u8; 1 << 20] = [7; 1 << 20];
+/// In a request: the bytes go the other way.
+const UPLOAD: u64 = 1 << 63;
 /// Size of a small object.
 const OBJECT_SIZE: u64 = 4096;
 /// Requests before the first timed part: MTU discovery and the congestion window settle.
@@ -84,6 +90,15 @@ async fn respond(mut send: SendStream, mut receive: RecvStream) -> Result<()> {
     let mut request = [0; 8];
     receive.read_exact(&mut request).await?;
     let mut left = u64::from_le_bytes(request);
+    if left & UPLOAD != 0 {
+        let mut taken = 0u64;
+        while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
+            taken += chunk.bytes.len() as u64;
+        }
+        send.write_all(&taken.to_le_bytes()).await?;
+        send.finish()?;
+        return Ok(());
+    }
     while left > 0 {
         let size = left.min(CONTENT.len() as u64);
         send.write_chunk(Bytes::from_static(&CONTENT[..size as usize])).await?;
@@ -142,6 +157,68 @@ pub(crate) async fn run(options: &Run) -> Result<Report> {
     connection.close(VarInt::from_u32(0), b"");
     server.stop().await?;
     Ok(report)
+}
+
+/// Starts a server behind a bad network, moves an object out and in, and stops it.
+pub(crate) async fn run_lossy(options: &Run) -> Result<Report> {
+    let (server, ready) = Server::start(options.peer, options.server_core, &options.dir).await?;
+    let address: SocketAddr = child::text(&ready, "address")?.parse()?;
+    let certificate: Vec<u8> = serde_json::from_value(ready["certificate"].clone()).context("no certificate")?;
+    let proxy = Proxy::start(options, address).await?;
+    let endpoint = bind(None)?;
+    let connection = endpoint.connect_with(client_config(certificate)?, proxy.address, SERVER_NAME)?.await?;
+    let mut report = Report::default();
+
+    let (cpu, start) = (server.cpu_time()?, Instant::now());
+    put(&connection, options.bytes).await?;
+    report.add_transfer("quinn_lossy_put", options.bytes, start.elapsed(), server.cpu_time()?.saturating_sub(cpu));
+
+    let (cpu, start) = (server.cpu_time()?, Instant::now());
+    get(&connection, options.bytes).await?;
+    report.add_transfer("quinn_lossy_get", options.bytes, start.elapsed(), server.cpu_time()?.saturating_sub(cpu));
+
+    connection.close(VarInt::from_u32(0), b"");
+    drop(proxy);
+    server.stop().await?;
+    Ok(report)
+}
+
+/// Sends a whole object.
+async fn put(connection: &Connection, size: u64) -> Result<()> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send.write_all(&(size | UPLOAD).to_le_bytes()).await?;
+    let mut left = size;
+    while left > 0 {
+        let piece = left.min(CONTENT.len() as u64);
+        send.write_chunk(Bytes::from_static(&CONTENT[..piece as usize])).await?;
+        left -= piece;
+    }
+    send.finish()?;
+    let mut taken = [0; 8];
+    receive.read_exact(&mut taken).await?;
+    ensure!(u64::from_le_bytes(taken) == size, "{} of {size} bytes arrived", u64::from_le_bytes(taken));
+    Ok(())
+}
+
+/// The bad network: a process on this one's core. Dropping it kills it.
+struct Proxy {
+    _process: tokio::process::Child,
+    address: SocketAddr,
+}
+
+impl Proxy {
+    async fn start(options: &Run, server: SocketAddr) -> Result<Self> {
+        let program = options.proxy.as_ref().context("this peer needs --proxy")?;
+        let mut command = tokio::process::Command::new(program);
+        command.args(["--server", &server.to_string(), "--loss", &options.loss.to_string()]);
+        command.args(["--delay-ms", &options.delay_ms.to_string(), "--mtu", &options.mtu.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut process = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let stdout = process.stdout.take().context("the proxy has no stdout")?;
+        let line = BufReader::new(stdout).lines().next_line().await?.context("the proxy ended at once")?;
+        let address = line.parse().with_context(|| format!("the proxy said {line:?}"))?;
+        Ok(Self { _process: process, address })
+    }
 }
 
 /// One request for a whole object.

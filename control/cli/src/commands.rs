@@ -87,6 +87,9 @@ fn as_file(stream: std::os::fd::BorrowedFd<'_>) -> Result<tokio::fs::File> {
     Ok(tokio::fs::File::from_std(owned.into()))
 }
 
+/// How often a transfer that was under way connects again after its connection was lost: a node that is restarted, a laptop that slept.
+const CONNECT_AGAIN_MAX: u32 = 3;
+
 /// Connects to the node in question, does `work` with it and says goodbye.
 fn with_client<T>(
     global: &Global,

@@ -74,13 +74,21 @@ pub(crate) struct Failure {
     pub(crate) hint: Option<String>,
     /// It is the node's doing, or the network's: another node may do better.
     pub(crate) is_of_the_node: bool,
+    /// The connection has gone, which says nothing about the next one to the same node.
+    pub(crate) is_of_the_connection: bool,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Display) -> Self {
-        Self { exit, messages: vec![message.to_string()], hint: None, is_of_the_node: false }
+        Self {
+            exit,
+            messages: vec![message.to_string()],
+            hint: None,
+            is_of_the_node: false,
+            is_of_the_connection: false,
+        }
     }
 
     pub(crate) fn usage(message: impl Display) -> Self {
@@ -108,7 +116,7 @@ impl Failure {
             }
             source = cause.source();
         }
-        Self { exit, messages, hint: None, is_of_the_node: false }
+        Self { exit, messages, hint: None, is_of_the_node: false, is_of_the_connection: false }
     }
 
     /// The lines for standard error.
@@ -235,6 +243,7 @@ impl From<ClientError> for Failure {
             ClientError::Socket(source) => (of_io(source), None),
             ClientError::Tls(_) => (Exit::Other, None),
         };
+        let is_of_the_connection = matches!(&error, ClientError::ConnectionLost(_) | ClientError::Timeout(_));
         let is_of_the_node = match &error {
             ClientError::Unreachable(_)
             | ClientError::Timeout(_)
@@ -252,7 +261,7 @@ impl From<ClientError> for Failure {
             | ClientError::Socket(_)
             | ClientError::Tls(_) => false,
         };
-        Self { hint, is_of_the_node, ..Self::of(&error, exit) }
+        Self { hint, is_of_the_node, is_of_the_connection, ..Self::of(&error, exit) }
     }
 }
 

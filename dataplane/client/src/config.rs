@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use metanode_congestion::Congestion;
 use metanode_crypto::{Identity, tls::CipherSuite};
 
 /// Largest UDP payload that is sent. quinn hands up to ten datagrams to the kernel at once, which takes 65,507 bytes: more is
@@ -41,6 +42,8 @@ pub struct ClientConfig {
     pub socket_buffer_bytes: usize,
     /// Largest UDP payload to take. 8,952 fills a jumbo frame; loopback carries it too. Packets to the node stay below 6,550.
     pub mtu_bytes_max: u16,
+    /// How fast bytes are sent to the node; how fast they come is the node's choice.
+    pub congestion: Congestion,
     /// A connection without traffic for this long is lost.
     pub idle_timeout: Duration,
     /// What the client calls itself in the node's log.
@@ -65,6 +68,7 @@ impl ClientConfig {
             send_window_bytes: 12 << 20,
             socket_buffer_bytes: 8 << 20,
             mtu_bytes_max: 8952,
+            congestion: Congestion::default(),
             idle_timeout: Duration::from_secs(30),
             agent: concat!("metanode-client/", env!("CARGO_PKG_VERSION")).into(),
         }
@@ -84,6 +88,7 @@ impl ClientConfig {
             .initial_rtt(Duration::from_millis(50)) // of most links; 333 ms would make a lost first packet cost a second
             .max_idle_timeout(self.idle_timeout.try_into().ok())
             .keep_alive_interval(Some(self.idle_timeout / 3))
+            .congestion_controller_factory(self.congestion.factory())
             .mtu_discovery_config(Some(mtu));
         Arc::new(transport)
     }

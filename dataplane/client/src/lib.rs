@@ -30,5 +30,6 @@ pub use bulk::Fetched;
 pub use client::{BlobInfo, BlobLine, Client, Got, Page, PutOptions, Stored, WireCounters};
 pub use config::ClientConfig;
 pub use error::ClientError;
+pub use metanode_congestion::Congestion;
 pub use progress::{Counted, Progress};
 pub use stream::{BlobSink, BlobSource, BytesSource, FnSink, ReaderSource, VecSink, WriterSink};

@@ -14,6 +14,7 @@ use std::{
     path::Path,
 };
 
+use metanode_congestion::Congestion;
 use metanode_crypto::tls;
 use metanode_types::NodeKey;
 use serde::{Deserialize, Serialize};
@@ -78,9 +79,16 @@ pub struct QuicConfig {
     /// Handshakes in progress, on one shard, from which on a client must first prove its address (RFC 9000 section 8.1.2), at
     /// the price of a round trip: spoofed floods then cost no memory. 0: always.
     pub retry_threshold: u32,
+    /// Half-open handshakes of one shard, some 40 KiB each. A further one takes the place of the oldest when that is a second old;
+    /// before, its packets are dropped, and its client repeats them. Above `retry_threshold`.
+    pub handshakes_max: u32,
     /// Largest UDP payload in bytes that path MTU discovery tries: jumbo frames (9,000) less IPv6 and UDP headers. 1200 turns
     /// discovery off.
     pub mtu_max: u16,
+    /// What decides how fast the node sends: `"tolerant"` is CUBIC that takes up to 2 % of lost packets for the path's own fault;
+    /// `"cubic"` (RFC 9438) slows down for each, which on a path of 50 ms that loses 1 % leaves 0.4 MB/s.
+    #[serde(with = "text::CongestionName")]
+    pub congestion: Congestion,
     /// AEAD suites of TLS 1.3 in order of preference. aes-128-gcm must be among them: QUIC's first packets use it (RFC 9001
     /// section 5.2).
     pub cipher_suites: Vec<CipherSuite>,
@@ -179,7 +187,9 @@ impl Default for QuicConfig {
             idle_timeout_s: 30,
             handshake_timeout_s: 5,
             retry_threshold: 256,
+            handshakes_max: 512,
             mtu_max: 8_952,
+            congestion: Congestion::default(),
             cipher_suites: vec![CipherSuite::Aes128Gcm, CipherSuite::Aes256Gcm, CipherSuite::ChaCha20Poly1305],
         }
     }
@@ -258,6 +268,7 @@ mod tests {
         assert_eq!(Config::from_toml_str(""), Ok(config.clone()), "every field has its default");
         config.node = NodeConfig { shards: Some(3), cores: Some(vec![0, 5]) };
         config.quic.listen = "[::1]:0".parse().unwrap();
+        config.quic.congestion = Congestion::Cubic;
         config.quic.cipher_suites = vec![CipherSuite::ChaCha20Poly1305, CipherSuite::Aes128Gcm];
         config.access.writers = vec![NodeKey([1; 32]), NodeKey([2; 32])];
         config.access.readers = Readers::Keys(vec![NodeKey([3; 32])]);
@@ -278,6 +289,7 @@ mod tests {
             ("[quic]\nmtu_max = 1199", "quic.mtu_max"),
             ("[quic]\ncipher_suites = ['aes-256-gcm']", "quic.cipher_suites"),
             ("[quic]\ncipher_suites = ['rc4']", "rc4"),
+            ("[quic]\ncongestion = 'reno'", "reno"),
             ("[quic]\nidle_timeout_s = 0", "quic.idle_timeout_s"),
             ("[node]\nshards = 0", "node.shards"),
             ("[node]\ncores = []", "node.cores"),

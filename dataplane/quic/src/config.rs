@@ -1,5 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
+use metanode_congestion::Congestion;
 use metanode_crypto::{CidKey, NodeSecret};
 use metanode_types::{ShardCount, ShardId};
 use quinn_proto::{
@@ -19,6 +20,11 @@ pub const STREAMS_MAX: u16 = 128;
 const INITIAL_MTU: u16 = 1200;
 /// A jumbo frame of 9000 bytes less IPv6 and UDP headers: where discovery ends.
 const JUMBO_MTU: u16 = 8952;
+
+/// Bytes kept for one handshake that waits for its turn, its first packet aside; quinn's default is 10 MiB.
+const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
+/// The same for all of them; quinn's default is 100 MiB.
+const INCOMING_BUFFERS_BYTES: u64 = 4 << 20;
 
 /// When the path seems to have shrunk, how long until larger packets are tried again. A burst that overflowed a receive buffer
 /// looks the same, so quinn's minute would often be a minute at 1,200 bytes for nothing.
@@ -41,12 +47,17 @@ pub struct Config {
     pub connections_per_address_max: usize,
     /// From this many half-open connections on, a client must first prove its address (Retry).
     pub incoming_retry_threshold: usize,
+    /// Half-open connections: some 40 KiB each. A further one takes the place of the oldest, when that has had a second; else its
+    /// packets are dropped, and its client repeats them.
+    pub handshakes_max: usize,
     /// Unread bytes a peer may send on one stream.
     pub stream_receive_window: u32,
     /// Unread bytes a peer may send on one connection.
     pub receive_window: u32,
     /// Unacknowledged bytes kept for one connection.
     pub send_window: u64,
+    /// How fast this side sends.
+    pub congestion: Congestion,
     /// UDP payload that a path carries without being asked; at least 1200.
     pub mtu_initial: u16,
     /// Largest UDP payload that discovery tries and that is accepted.
@@ -92,9 +103,11 @@ impl Config {
             connections_max: 4096,
             connections_per_address_max: 1024,
             incoming_retry_threshold: 256,
+            handshakes_max: 512,
             stream_receive_window: 2 << 20,
             receive_window: 8 << 20,
             send_window: 8 << 20,
+            congestion: Congestion::default(),
             mtu_initial: INITIAL_MTU,
             mtu_max: JUMBO_MTU,
             keys: Keys { reset: secret.reset_key(), token: secret.token_key(), cid: secret.cid_key() },
@@ -129,6 +142,7 @@ impl Config {
             .receive_window(self.receive_window.into())
             .send_window(self.send_window)
             .initial_mtu(self.mtu_initial)
+            .congestion_controller_factory(self.congestion.factory())
             .mtu_discovery_config(Some(discovery));
         transport
     }
@@ -136,6 +150,8 @@ impl Config {
     pub(crate) fn server(&self, transport: Arc<TransportConfig>) -> ServerConfig {
         let mut server = ServerConfig::new(self.server_tls.clone(), self.keys.token.clone());
         server.transport_config(transport);
+        // A client's hello is two datagrams, and nothing else comes before an answer.
+        server.incoming_buffer_size(INCOMING_BUFFER_BYTES).incoming_buffer_size_total(INCOMING_BUFFERS_BYTES);
         server
     }
 

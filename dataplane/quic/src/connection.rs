@@ -78,6 +78,8 @@ pub(crate) struct ConnectionState {
     /// Whether it is in the endpoint's queue of connections that may have something to send.
     pub(crate) dirty: Cell<bool>,
     pub(crate) phase: Cell<Phase>,
+    /// The endpoint doesn't know it any more.
+    pub(crate) forgotten: Cell<bool>,
     pub(crate) lost: OnceCell<ConnectionLost>,
     pub(crate) wakers: RefCell<Wakers>,
 }

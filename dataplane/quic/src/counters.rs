@@ -56,6 +56,8 @@ counters! {
     /// Datagrams dropped.
     dropped_handshake_queue: Counter = "quic_datagrams_dropped_total", &[("reason", "handshake_queue_full")];
     /// Datagrams dropped.
+    dropped_handshakes_max: Counter = "quic_datagrams_dropped_total", &[("reason", "handshakes_max")];
+    /// Datagrams dropped.
     dropped_responses: Counter = "quic_datagrams_dropped_total", &[("reason", "response_queue_full")];
     /// Connections that exist, half-open and draining ones included.
     connections: Gauge = "quic_connections", &[];

@@ -105,6 +105,27 @@ async fn a_half_open_handshake_is_given_up() {
 }
 
 #[tokio::test]
+async fn the_oldest_half_open_handshake_gives_way() {
+    let mut config = server_config();
+    config.handshakes_max = 2;
+    let node = Node::with(1, config);
+    let relays = [Relay::letting(node.address, 1).await, Relay::letting(node.address, 1).await];
+    let sockets = relays.each_ref().map(|_| client_socket(node.address));
+    let connecting =
+        [0, 1].map(|i| sockets[i].connect_with(client_tls(), relays[i].address, tls::SERVER_NAME).unwrap());
+    node.until("both are half-open", |node| node.sum(|c| c.handshaking.value()) == 2).await;
+    // Its first packets are dropped as long as both are young; it repeats them.
+    let (_socket, connection) = connect(node.address).await;
+    echo(&connection, b"hello").await;
+    assert_eq!(node.sum(|c| c.handshakes_timed_out.value()), 1);
+    assert_eq!(node.sum(|c| c.handshaking.value()), 1);
+    assert!(node.sum(|c| c.dropped_handshakes_max.value()) >= 1);
+    assert_eq!(node.sum(|c| c.connections.value()), 2, "the one that was given up is gone");
+    drop(connecting);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_silent_peer_times_out() {
     let mut config = server_config();
     config.idle_timeout = Duration::from_millis(200);

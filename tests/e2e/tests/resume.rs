@@ -159,6 +159,34 @@ fn a_get_goes_on_at_another_node() {
     other.stop();
 }
 
+#[test]
+fn transfers_outlive_a_restart_of_their_node() {
+    let home = Home::new();
+    let mut node = home.start(2);
+    let address = node.ready.quic.to_string();
+    let ticket = node.ready.ticket.to_string();
+    let (file, target) = (source(&home), home.beside("target"));
+    for arguments in [["put", file.to_str().unwrap(), "--tag", "x"], ["get", "x", target.to_str().unwrap(), "--force"]]
+    {
+        let moved = |node: &Node| if arguments[0] == "put" { received(node) } else { sent(node) };
+        let before = moved(&node);
+        let mut command = home.command(arguments);
+        let mut child = command.args(["--node", &ticket]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let middle = wait_for(HALF_TIME_MAX, || (moved(&node) - before >= CUT_AT * BYTES as f64).then_some(()));
+        assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
+        node.kill();
+        node = home.start_at(2, &address);
+        let status = wait_for(HALF_TIME_MAX, || child.try_wait().unwrap()).expect("the command ends");
+        let mut errors = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut errors).unwrap();
+        assert!(status.success(), "{status}: {errors}");
+        assert!(errors.contains("connecting again"), "{errors}");
+        assert!(moved(&node) <= 0.6 * BYTES as f64, "{}: {} moved again", arguments[0], moved(&node));
+    }
+    assert!(same(&file, &target));
+    node.stop();
+}
+
 fn same(a: &Path, b: &Path) -> bool {
     fs::read(a).unwrap() == fs::read(b).unwrap()
 }

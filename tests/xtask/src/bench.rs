@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    floors::{self, Figures},
+    floors::{self, Figures, Floor},
     load::build_release,
     preflight,
     process::{self, cargo, root, stdout_within, target, text},
@@ -57,6 +57,37 @@ pub(crate) struct Options {
 enum Suite {
     /// Storing and fetching, beside iroh-blobs and plain quinn.
     Relay,
+    /// One blob over a bad path, by IPv4 and IPv6, beside plain quinn.
+    Network,
+    /// A client's gets while strangers flood the node with handshakes and streams.
+    Flood,
+}
+
+impl Suite {
+    /// What its file is called.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Network => "network",
+            Self::Flood => "flood",
+        }
+    }
+
+    fn programs(self) -> &'static [Program] {
+        match self {
+            Self::Relay => RELAY,
+            Self::Network => NETWORK,
+            Self::Flood => FLOOD,
+        }
+    }
+
+    fn floors(self) -> &'static [Floor] {
+        match self {
+            Self::Relay => floors::RELAY,
+            Self::Network => floors::NETWORK,
+            Self::Flood => floors::FLOOD,
+        }
+    }
 }
 
 /// Something that prints one flat JSON object of numbers.
@@ -76,7 +107,7 @@ impl Program {
 }
 
 /// Rivals stand next to each other.
-const PROGRAMS: &[Program] = &[
+const RELAY: &[Program] = &[
     Program::Peer("iroh-mem"),
     Program::Load("small"),
     Program::Peer("quinn"),
@@ -85,9 +116,16 @@ const PROGRAMS: &[Program] = &[
     Program::Peer("iroh-fs"),
 ];
 
-/// Measures, prints, writes relay.json; an error when a floor is not kept or something did not run.
+const NETWORK: &[Program] = &[Program::Peer("quinn-lossy"), Program::Load("network")];
+
+const FLOOD: &[Program] = &[Program::Load("flood")];
+
+/// What the peer moves over a bad path, in bytes: at its 0.4 MB/s, 256 MiB would take 12 minutes each way, for the same rate.
+const LOSSY_PEER_BYTES: u64 = 16 << 20;
+
+/// Measures, prints, writes SUITE.json; an error when a floor is not kept or something did not run.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let Suite::Relay = options.suite;
+    let suite = options.suite;
     ensure!(options.server_core != options.client_core, "server and client need a core each");
     let target = target()?;
     let out = target.join("bench");
@@ -98,6 +136,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let about = about(options)?;
     if !options.no_build {
         build_release()?;
+        process::run(&mut cargo(["build", "--release", "-p", "metanode-proxy"]))?;
         process::run(&mut cargo(["build", "--release", "--manifest-path", "benches/peers/Cargo.toml"]))?;
     }
 
@@ -108,20 +147,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bench.round(round);
     }
     let figures = medians(&bench.rounds);
-    let rows = floors::judge(&figures);
+    let rows = floors::judge(suite.floors(), &figures);
 
-    write_json(&out.join("relay.json"), &figures)?;
+    write_json(&out.join(format!("{}.json", suite.name())), &figures)?;
     // The rounds one by one, to see how far they lie apart.
-    std::fs::write(out.join("relay-rounds.json"), serde_json::to_vec_pretty(&bench.rounds)?)?;
+    std::fs::write(out.join(format!("{}-rounds.json", suite.name())), serde_json::to_vec_pretty(&bench.rounds)?)?;
     let table = if options.readme { floors::markdown(&rows) } else { floors::table(&rows) };
     println!("{table}\n{about}; {:.0} s", start.elapsed().as_secs_f64());
 
-    let missing: Vec<_> = floors::required().filter(|key| !figures.contains_key(*key)).collect();
+    let missing: Vec<_> = floors::required(suite.floors()).filter(|key| !figures.contains_key(*key)).collect();
     let below = rows.iter().filter(|row| !row.is_kept()).count();
     for (program, error) in &bench.failed {
         eprintln!("error: {} did not run: {error}", program.name());
     }
-    ensure!(bench.failed.is_empty(), "{} of {} programs did not run", bench.failed.len(), PROGRAMS.len());
+    ensure!(bench.failed.is_empty(), "{} of {} programs did not run", bench.failed.len(), suite.programs().len());
     ensure!(missing.is_empty(), "not measured: {}", missing.join(", "));
     ensure!(below == 0, "{below} of {} floors are not kept", rows.len());
     Ok(())
@@ -139,6 +178,7 @@ struct Bench<'a> {
 struct Binaries {
     metanode: PathBuf,
     load: PathBuf,
+    proxy: PathBuf,
     peers: PathBuf,
 }
 
@@ -152,6 +192,7 @@ impl Binaries {
         Self {
             metanode: target.join("release/metanode"),
             load: target.join("release/metanode-load"),
+            proxy: target.join("release/metanode-proxy"),
             peers: peers.join("release/metanode-peers"),
         }
     }
@@ -160,7 +201,7 @@ impl Binaries {
 impl Bench<'_> {
     /// Runs every program once.
     fn round(&mut self, round: u32) {
-        let mut programs = PROGRAMS.to_vec();
+        let mut programs = self.options.suite.programs().to_vec();
         if round % 2 == 1 {
             programs.reverse();
         }
@@ -198,7 +239,7 @@ impl Bench<'_> {
     }
 
     fn command(&self, program: Program) -> Command {
-        match program {
+        let mut command = match program {
             Program::Load(scenario) => {
                 let mut command = Command::new(&self.binaries.load);
                 command.arg(scenario).arg("--metanode").arg(&self.binaries.metanode);
@@ -209,7 +250,14 @@ impl Bench<'_> {
                 command.args(["run", peer]);
                 command
             }
+        };
+        if NETWORK.contains(&program) {
+            command.arg("--proxy").arg(&self.binaries.proxy);
         }
+        if program == Program::Peer("quinn-lossy") {
+            command.args(["--bytes", &LOSSY_PEER_BYTES.to_string()]);
+        }
+        command
     }
 }
 
@@ -263,8 +311,9 @@ fn about(options: &Options) -> Result<String> {
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|changes| !changes.is_empty());
     let changed = if changed { " with changes" } else { "" };
     Ok(format!(
-        "{}; commit {commit}{changed}; `cargo xtask bench relay --rounds {} --server-core {} --client-core {}`",
+        "{}; commit {commit}{changed}; `cargo xtask bench {} --rounds {} --server-core {} --client-core {}`",
         preflight::machine()?,
+        options.suite.name(),
         options.rounds,
         options.server_core,
         options.client_core,
@@ -311,7 +360,8 @@ mod tests {
 
     #[test]
     fn every_figure_of_the_floors_has_one_program() {
-        assert_eq!(PROGRAMS.len(), PROGRAMS.iter().collect::<std::collections::BTreeSet<_>>().len());
+        let all: Vec<_> = RELAY.iter().chain(NETWORK).chain(FLOOD).collect();
+        assert_eq!(all.len(), all.iter().collect::<std::collections::BTreeSet<_>>().len());
     }
 
     #[test]

@@ -30,7 +30,7 @@ enum Against {
 
 /// A figure and what is asked of it.
 #[derive(Debug, Clone, Copy)]
-struct Floor {
+pub(crate) struct Floor {
     figure: &'static str,
     bound: Bound,
     against: Against,
@@ -43,8 +43,8 @@ const fn floor(figure: &'static str, bound: Bound, against: Against) -> Floor {
 use Against::{Beside, Nothing, Number, Times};
 use Bound::{AtLeast, AtMost};
 
-/// Every floor, in the order of the table.
-const FLOORS: &[Floor] = &[
+/// The floors of the relay, in the order of the table.
+pub(crate) const RELAY: &[Floor] = &[
     floor("get_4k_ops", AtLeast, Times(3.5, "get_4k_iroh_ops")),
     floor("get_4k_server_us", AtMost, Number(5.5)),
     floor("put_4k_durable_ops", AtLeast, Times(6.0, "put_4k_iroh_fs_ops")),
@@ -61,6 +61,24 @@ const FLOORS: &[Floor] = &[
     floor("put_1g_durable_mbs", AtLeast, Times(2.0, "put_1g_iroh_fs_mbs")),
     floor("idle_conn_kib", AtMost, Number(32.0)),
     floor("handshakes_ops", AtLeast, Nothing),
+];
+
+/// The floors over a bad path.
+pub(crate) const NETWORK: &[Floor] = &[
+    floor("lossy_get_mbs", AtLeast, Times(0.6, "quinn_lossy_get_mbs")),
+    floor("lossy_put_mbs", AtLeast, Times(0.6, "quinn_lossy_put_mbs")),
+    floor("lossy6_get_mbs", AtLeast, Times(0.6, "quinn_lossy_get_mbs")),
+    floor("lossy6_put_mbs", AtLeast, Times(0.6, "quinn_lossy_put_mbs")),
+    // What was sent for each byte that counted: a path that loses 1 % may cost no more than what is lost and what QUIC adds.
+    floor("lossy_get_wire_share", AtMost, Number(1.1)),
+    floor("lossy_put_wire_share", AtMost, Number(1.1)),
+];
+
+/// The floors under floods.
+pub(crate) const FLOOD: &[Floor] = &[
+    floor("flood_get_p99_us", AtMost, Times(10.0, "flood_quiet_get_p99_us")),
+    floor("flood_rss_growth_mib", AtMost, Number(64.0)),
+    floor("flood_retries", AtLeast, Number(1.0)),
 ];
 
 /// A floor beside what was measured.
@@ -110,13 +128,13 @@ impl Row {
 }
 
 /// Judges every floor. Figures that are missing, or are no positive number, keep none.
-pub(crate) fn judge(figures: &Figures) -> Vec<Row> {
-    FLOORS.iter().map(|floor| floor.judge(figures)).collect()
+pub(crate) fn judge(floors: &[Floor], figures: &Figures) -> Vec<Row> {
+    floors.iter().map(|floor| floor.judge(figures)).collect()
 }
 
 /// The figures that the floors need.
-pub(crate) fn required() -> impl Iterator<Item = &'static str> {
-    FLOORS.iter().flat_map(|floor| {
+pub(crate) fn required(floors: &[Floor]) -> impl Iterator<Item = &'static str> {
+    floors.iter().flat_map(|floor| {
         let peer = match floor.against {
             Times(_, peer) | Beside(peer) => Some(peer),
             Number(_) | Nothing => None,
@@ -237,7 +255,7 @@ mod tests {
     }
 
     fn not_kept(figures: &Figures) -> Vec<(&'static str, Verdict)> {
-        judge(figures).iter().filter(|row| !row.is_kept()).map(|row| (row.figure, row.verdict)).collect()
+        judge(RELAY, figures).iter().filter(|row| !row.is_kept()).map(|row| (row.figure, row.verdict)).collect()
     }
 
     #[test]
@@ -247,7 +265,7 @@ mod tests {
 
     #[test]
     fn each_floor_can_fail_on_its_own_figure() {
-        for floor in FLOORS.iter().filter(|floor| !matches!(floor.against, Beside(_) | Nothing)) {
+        for floor in RELAY.iter().filter(|floor| !matches!(floor.against, Beside(_) | Nothing)) {
             let mut figures = exact();
             let worse = if floor.bound == AtLeast { 0.1 } else { 10.0 };
             *figures.get_mut(floor.figure).expect("it is required") *= worse;
@@ -257,7 +275,7 @@ mod tests {
 
     #[test]
     fn each_relative_floor_can_fail_on_its_peer() {
-        for floor in FLOORS {
+        for floor in RELAY {
             let Times(_, peer) = floor.against else { continue };
             let mut figures = exact();
             let better = if floor.bound == AtLeast { 10.0 } else { 0.1 };
@@ -268,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_figure_that_is_missing_or_no_number_keeps_no_floor() {
-        for key in required() {
+        for key in required(RELAY) {
             for value in [None, Some(f64::NAN), Some(0.0), Some(-1.0), Some(f64::INFINITY)] {
                 let mut figures = exact();
                 figures.remove(key);
@@ -286,9 +304,9 @@ mod tests {
     fn tables_show_all_six_columns() {
         let mut figures = exact();
         figures.insert("get_4k_ops".to_owned(), 100_000.0);
-        let rows = judge(&figures);
+        let rows = judge(RELAY, &figures);
         let lines = table(&rows);
-        assert_eq!(lines.lines().count(), 1 + FLOORS.len());
+        assert_eq!(lines.lines().count(), 1 + RELAY.len());
         let first = lines.lines().nth(1).expect("a row");
         let words: Vec<_> = first.split_whitespace().collect();
         assert_eq!(words, ["get_4k_ops", "100,000", "40,000", "(get_4k_iroh_ops)", "2.50", "≥", "3.5", "×", "BELOW"]);

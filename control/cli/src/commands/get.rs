@@ -15,7 +15,7 @@ use metanode_types::{BlobKind, ByteRange, Hash};
 use metanode_wire::{EntryKind, Manifest};
 use serde::Serialize;
 
-use super::{as_file, with_client};
+use super::{CONNECT_AGAIN_MAX, as_file, with_client};
 use crate::{
     args::{Get, Global},
     exit::{Exit, Failure, Result},
@@ -55,7 +55,9 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
     let mut written = 0;
     let mut others = get.what.other_tickets().iter();
     let mut source = get.what.ticket();
+    let mut again = 0;
     let report = loop {
+        let before = written;
         let attempt = with_client(global, source, true, async |client, _| {
             let resolved = get.what.resolve(client).await?;
             let progress = Progress::default();
@@ -68,11 +70,16 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
             fetched
         });
         match attempt {
-            // What was verified stays: the next one goes on with it.
+            // What was verified stays: the next attempt goes on with it.
+            Err(failure) if failure.is_of_the_connection && written > before && again < CONNECT_AGAIN_MAX => {
+                eprintln!("warning: {}; connecting again", visible(&failure.to_string()));
+                again += 1;
+            }
             Err(failure) if failure.is_of_the_node => match others.next() {
                 Some(next) => {
                     eprintln!("warning: {}; going on with the next node", visible(&failure.to_string()));
                     source = Some(next);
+                    again = 0;
                 }
                 None => return Err(failure),
             },

@@ -225,7 +225,7 @@ fn why_it_ended(child: &mut Child, log: &Path, begin: u64) -> Failure {
         Some((messages, hint)) => {
             let exit = code.and_then(Exit::from_code).unwrap_or(Exit::Other);
             let hint = hint.or(Some(format!("the log is {}", log.display())));
-            Failure { exit, messages, hint, is_of_the_node: false }
+            Failure { exit, messages, hint, is_of_the_node: false, is_of_the_connection: false }
         }
         None => {
             let how = code.map_or("by a signal".into(), |code| format!("with code {code}"));

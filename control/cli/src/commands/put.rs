@@ -10,11 +10,11 @@ use metanode_client::{
 use metanode_types::{BlobKind, DurabilityClass};
 use serde::Serialize;
 
-use super::{as_file, with_client};
+use super::{CONNECT_AGAIN_MAX, as_file, with_client};
 use crate::{
     args::{Global, Put},
     exit::Result,
-    output::{Show, bytes, count},
+    output::{Show, bytes, count, visible},
     progress::shown,
 };
 
@@ -73,9 +73,29 @@ impl Show for Report {
 }
 
 pub(super) fn run(global: &Global, put: &Put) -> Result<()> {
-    let report = with_client(global, None, put.source.is_dir(), async |client, target| {
+    let mut again = 0;
+    let report = loop {
         let progress = Progress::default();
-        let stored = shown("put", global.quiet, &progress, store(client, put, &progress)).await;
+        match attempt(global, put, &progress) {
+            // The node has what came before, and is asked for it. Standard input can't be read again.
+            Err(failure)
+                if failure.is_of_the_connection
+                    && progress.bytes() > 0
+                    && put.source != Path::new("-")
+                    && again < CONNECT_AGAIN_MAX =>
+            {
+                eprintln!("warning: {}; connecting again", visible(&failure.to_string()));
+                again += 1;
+            }
+            ended => break ended?,
+        }
+    };
+    global.output.print(&report)
+}
+
+fn attempt(global: &Global, put: &Put, progress: &Progress) -> Result<Report> {
+    with_client(global, None, put.source.is_dir(), async |client, target| {
+        let stored = shown("put", global.quiet, progress, store(client, put, progress)).await;
         let stored = stored.map_err(|failure| failure.context(format!("putting {}", put.source.display())))?;
         let hash = stored.hash();
         if let Some(tag) = &put.tag {
@@ -87,8 +107,7 @@ pub(super) fn run(global: &Global, put: &Put) -> Result<()> {
             DurabilityClass::Memory => CLASS_MEMORY,
         };
         Ok(stored.report(ticket, put.tag.as_ref().map(ToString::to_string), class))
-    })?;
-    global.output.print(&report)
+    })
 }
 
 enum What {

@@ -44,7 +44,14 @@ const FIELDS: &[Field] = &[
         None,
         "Handshakes in progress on a shard from which on clients prove their address first.",
     ),
+    Field("quic", "handshakes_max", None, "Half-open handshakes of a shard; about 40 KiB each."),
     Field("quic", "mtu_max", None, "Largest UDP payload that MTU discovery tries, in bytes (1200 to 8952)."),
+    Field(
+        "quic",
+        "congestion",
+        None,
+        "What decides how fast the node sends: \"tolerant\" (losses of more than 2 %) or \"cubic\" (each loss).",
+    ),
     Field("quic", "cipher_suites", None, "TLS 1.3 suites by preference; aes-128-gcm must be among them."),
     Field(
         "store",

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
+use metanode_congestion::Congestion;
 use metanode_types::NodeKey;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -28,6 +29,14 @@ pub(super) mod keys {
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NodeKey>, D::Error> {
         Vec::<String>::deserialize(from)?.iter().map(|text| key(text)).collect()
     }
+}
+
+/// The names of [`Congestion`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Congestion", rename_all = "lowercase")]
+pub(super) enum CongestionName {
+    Tolerant,
+    Cubic,
 }
 
 /// An address, or `"off"`.

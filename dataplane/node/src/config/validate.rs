@@ -48,6 +48,7 @@ fn validate_quic(quic: &QuicConfig) -> Result<(), ConfigError> {
     within("quic.idle_timeout_s", quic.idle_timeout_s, 1..=3_600)?;
     within("quic.handshake_timeout_s", quic.handshake_timeout_s, 1..=60)?;
     within("quic.retry_threshold", quic.retry_threshold, 0..=1_000_000)?;
+    within("quic.handshakes_max", quic.handshakes_max, 16..=1_000_000)?;
     within("quic.mtu_max", quic.mtu_max, 1_200..=8_952)?;
     if !quic.cipher_suites.contains(&CipherSuite::Aes128Gcm) {
         return Err(ConfigError::field("quic.cipher_suites", "must contain aes-128-gcm (RFC 9001 section 5.2)"));

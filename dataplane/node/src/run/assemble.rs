@@ -189,7 +189,9 @@ fn quic_config(
         config.connections_per_address_max as usize
     };
     quic.incoming_retry_threshold = config.retry_threshold as usize;
+    quic.handshakes_max = config.handshakes_max as usize;
     quic.mtu_max = config.mtu_max;
+    quic.congestion = config.congestion;
     // A stream may use all that its connection may; the connection's window is what is widened.
     quic.stream_receive_window = u32::try_from(window_bytes.max(RECEIVE_WINDOW_BYTES)).unwrap_or(u32::MAX);
     quic.receive_window = u32::try_from(RECEIVE_WINDOW_BYTES).expect("a constant that fits");

@@ -21,7 +21,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -29,7 +29,7 @@ use deadlines::Deadlines;
 use metanode_shard::{fd::Readiness, mesh::MeshPort};
 use metanode_types::{ShardCount, ShardId};
 use quinn_proto::{
-    ClientConfig, ConnectionHandle, Dir, Event, Incoming, StreamEvent, TransportConfig, VarInt,
+    ClientConfig, ConnectionHandle, Dir, EndpointEvent, Event, Incoming, StreamEvent, TransportConfig, VarInt,
     crypto::rustls::QuicClientConfig,
 };
 use rustc_hash::FxHashMap;
@@ -39,6 +39,9 @@ use crate::{
     Config, Connection, ConnectionLost, Counters, ShardSocket,
     connection::{ConnectionState, Phase, Wakers, register, wake_all},
 };
+
+/// What a half-open connection has before another one may take its place: several round trips of any path on earth.
+const HANDSHAKE_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// A datagram that arrived at another shard than its connection's: what travels over the mesh given to [`Endpoint::new`].
 #[derive(Debug)]
@@ -75,6 +78,8 @@ pub struct Endpoint {
     connections_count: Cell<usize>,
     handshaking_count: Cell<usize>,
     per_address: RefCell<FxHashMap<IpAddr, usize>>,
+    /// Handshakes that peers have begun, oldest first: when, slot, and the connection's number. Some are over.
+    handshaking: RefCell<VecDeque<(Instant, usize, u64)>>,
     /// First packets that wait for their handshake's turn.
     incoming: RefCell<VecDeque<Incoming>>,
     /// Handshakes completed since the driver last looked.
@@ -146,6 +151,7 @@ impl Endpoint {
             connections_count: Cell::new(0),
             handshaking_count: Cell::new(0),
             per_address: RefCell::default(),
+            handshaking: RefCell::default(),
             incoming: RefCell::default(),
             connected: RefCell::default(),
             dirty: RefCell::default(),
@@ -261,6 +267,7 @@ impl Endpoint {
             proto: RefCell::new(proto),
             dirty: Cell::new(false),
             phase: Cell::new(Phase::Handshaking { deadline }),
+            forgotten: Cell::new(false),
             lost: Default::default(),
             wakers: RefCell::new(Wakers::default()),
         });
@@ -269,6 +276,14 @@ impl Endpoint {
             connections.resize(handle.0 + 1, None);
         }
         connections[handle.0] = Some(state.clone());
+        drop(connections);
+        if is_server {
+            let mut handshaking = self.handshaking.borrow_mut();
+            while handshaking.front().is_some_and(|(_, slot, id)| self.half_open(*slot, *id).is_none()) {
+                handshaking.pop_front();
+            }
+            handshaking.push_back((Instant::now(), handle.0, id));
+        }
         *self.per_address.borrow_mut().entry(state.first_address).or_default() += 1;
         self.connections_count.set(self.connections_count.get() + 1);
         self.handshaking_count.set(self.handshaking_count.get() + 1);
@@ -293,6 +308,38 @@ impl Endpoint {
         if self.connections_count.get() == 0 {
             wake_all(&mut self.idle_waiters.borrow_mut());
         }
+    }
+
+    /// The connection of that slot and number, while its handshake is under way.
+    fn half_open(&self, slot: usize, id: u64) -> Option<Rc<ConnectionState>> {
+        let connections = self.connections.borrow();
+        let state = connections.get(slot)?.as_ref()?;
+        (state.id == id && matches!(state.phase.get(), Phase::Handshaking { .. })).then(|| state.clone())
+    }
+
+    /// Gives the oldest half-open connection up, when it has had [`HANDSHAKE_TIME_MIN`].
+    fn give_up_oldest(&self, proto: &mut quinn_proto::Endpoint) -> bool {
+        loop {
+            let Some((begun, slot, id)) = self.handshaking.borrow().front().copied() else { return false };
+            let state = self.half_open(slot, id);
+            if state.is_some() && begun.elapsed() < HANDSHAKE_TIME_MIN {
+                return false;
+            }
+            self.handshaking.borrow_mut().pop_front();
+            if let Some(state) = state {
+                self.forget(&state, proto);
+                return true;
+            }
+        }
+    }
+
+    /// Gives a half-open connection up, and frees it at once: nobody has proven to be there, so nobody is told. (A closed
+    /// connection stays for three probe timeouts, a second at least: a flood would fill memory with them.)
+    fn forget(&self, state: &ConnectionState, proto: &mut quinn_proto::Endpoint) {
+        self.lose(state, ConnectionLost::TimedOut);
+        state.forgotten.set(true);
+        proto.handle_event(state.handle, EndpointEvent::drained());
+        self.remove(state);
     }
 
     fn show_gauges(&self) {
@@ -331,6 +378,9 @@ impl Endpoint {
     /// Passes a connection's events on: to quinn-proto's endpoint, and to the tasks that wait. Whether any task was woken.
     fn dispatch(self: &Rc<Self>, state: &Rc<ConnectionState>) -> bool {
         let mut woke = false;
+        if state.forgotten.get() {
+            return woke; // its slot may be another's
+        }
         let mut proto = state.proto.borrow_mut();
         while let Some(event) = proto.poll_endpoint_events() {
             let is_drained = event.is_drained();

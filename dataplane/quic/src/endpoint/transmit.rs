@@ -51,6 +51,9 @@ impl Endpoint {
                 break;
             };
             state.dirty.set(false);
+            if state.forgotten.get() {
+                continue;
+            }
             let served = self.transmit_one(&state, now, buffer);
             self.dispatch(&state);
             if served != Served::Completely && !state.dirty.replace(true) {

@@ -6,6 +6,7 @@ pub(super) const LAYERS: &[(&str, u8)] = &[
     ("metanode-crypto", 0),
     ("metanode-wire", 0),
     ("metanode-admin-api", 0),
+    ("metanode-congestion", 1),
     ("metanode-log", 1),
     ("metanode-blob", 1),
     ("metanode-shard", 2),
@@ -46,8 +47,8 @@ pub(super) const NAMERS: &[(&[&str], &[&str], &str)] = &[
     (&["quinn-udp"], &["metanode-quic"], "sockets with GSO and GRO are the driver's"),
     (
         &["quinn-proto"],
-        &["metanode-quic", "metanode-crypto", "metanode-client"],
-        "the driver, the keys and TLS configuration, and the connection IDs that a client chooses",
+        &["metanode-quic", "metanode-congestion", "metanode-crypto", "metanode-client", "metanode-bench-load"],
+        "the driver, the congestion controller, the keys and TLS configuration, the connection IDs that a client chooses, and a flood",
     ),
     (
         &["rustls"],
