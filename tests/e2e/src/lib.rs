@@ -35,4 +35,4 @@ pub use process::{Ran, is_running, metanode, run};
 pub use raw::{Raw, RawStream, connect_raw, frame};
 pub use setup::{Layout, Setup};
 pub use tree::{Item, make_tree, picture};
-pub use wait::{eventually, scenario, wait_for};
+pub use wait::{eventually, is_large, scenario, wait_for};

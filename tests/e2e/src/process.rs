@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::wait_for;
+use crate::{wait::stretched, wait_for};
 
 /// The longest that a command may take.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
@@ -118,7 +118,7 @@ pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
         }
         let stdout = scope.spawn(|| read_all(output));
         let stderr = scope.spawn(|| read_all(errors));
-        let status = wait_for(COMMAND_TIME_MAX, || child.0.try_wait().expect("a child can be waited for"));
+        let status = wait_for(stretched(COMMAND_TIME_MAX), || child.0.try_wait().expect("a child can be waited for"));
         if status.is_none() {
             let _ = child.0.kill(); // ends the reading threads
         }

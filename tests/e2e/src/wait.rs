@@ -6,6 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Whether tests use the sizes of real use in place of small ones: `METANODE_LARGE`, which `cargo xtask test --large` sets.
+pub fn is_large() -> bool {
+    std::env::var_os("METANODE_LARGE").is_some()
+}
+
+/// Times that are many times what is needed for small sizes, stretched when sizes are large.
+pub(crate) fn stretched(time: Duration) -> Duration {
+    if is_large() { 10 * time } else { time }
+}
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -20,7 +30,7 @@ const SCENARIO_TIME_MAX: Duration = Duration::from_secs(120);
 pub fn scenario<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime starts");
-    let result = runtime.block_on(async { tokio::time::timeout(SCENARIO_TIME_MAX, Box::pin(test)).await });
+    let result = runtime.block_on(async { tokio::time::timeout(stretched(SCENARIO_TIME_MAX), Box::pin(test)).await });
     runtime.shutdown_background(); // a thread that reads from a process may be stuck
     result.unwrap_or_else(|_| panic!("the test did not end within {SCENARIO_TIME_MAX:?}"))
 }

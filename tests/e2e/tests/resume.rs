@@ -8,10 +8,12 @@ use std::{
     time::Duration,
 };
 
-use metanode_e2e::{Home, Node, content, wait_for};
+use metanode_e2e::{Home, Node, content, is_large, wait_for};
 
 /// Large enough that what is on its way is little of it.
-const BYTES: usize = 256 << 20;
+fn blob_bytes() -> usize {
+    if is_large() { 2 << 30 } else { 256 << 20 }
+}
 
 /// A rerun may move so much of it.
 const SHARE_MAX: f64 = 0.55;
@@ -20,11 +22,11 @@ const SHARE_MAX: f64 = 0.55;
 const CUT_AT: f64 = 0.52;
 
 /// The longest that half of it may take on two busy cores, unoptimised.
-const HALF_TIME_MAX: Duration = Duration::from_secs(60);
+const HALF_TIME_MAX: Duration = Duration::from_secs(300);
 
 fn source(home: &Home) -> std::path::PathBuf {
     let path = home.beside("source");
-    fs::write(&path, content(1, BYTES)).unwrap();
+    fs::write(&path, content(1, blob_bytes())).unwrap();
     path
 }
 
@@ -32,7 +34,7 @@ fn source(home: &Home) -> std::path::PathBuf {
 #[track_caller]
 fn cut(mut command: Command, mut moved: impl FnMut() -> f64) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let middle = wait_for(HALF_TIME_MAX, || (moved() >= CUT_AT * BYTES as f64).then_some(()));
+    let middle = wait_for(HALF_TIME_MAX, || (moved() >= CUT_AT * blob_bytes() as f64).then_some(()));
     assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
     assert!(child.try_wait().unwrap().is_none(), "it was over before it was cut");
     child.kill().unwrap();
@@ -41,7 +43,7 @@ fn cut(mut command: Command, mut moved: impl FnMut() -> f64) {
 
 #[track_caller]
 fn at_most_a_share(what: &str, moved: f64) {
-    let share = moved / BYTES as f64;
+    let share = moved / blob_bytes() as f64;
     assert!(share <= SHARE_MAX, "{what} moved {share:.3} of the blob again");
     assert!(share > 0.3, "{what} moved only {share:.3} of the blob: it was not cut in the middle");
 }
@@ -77,7 +79,7 @@ fn a_put_goes_on_after_its_node_was_killed() {
     let file = source(&home);
     let mut client = home.command(["put", file.to_str().unwrap()]);
     let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let middle = wait_for(HALF_TIME_MAX, || (received(&node) >= CUT_AT * BYTES as f64).then_some(()));
+    let middle = wait_for(HALF_TIME_MAX, || (received(&node) >= CUT_AT * blob_bytes() as f64).then_some(()));
     assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
     node.kill();
     client.kill().unwrap();
@@ -102,7 +104,7 @@ fn a_get_goes_on_after_its_client_was_killed() {
     let target = folder.join("target");
     let before = sent(&node);
     // What is handed to QUIC is not all received: a little more than the middle.
-    cut(home.command(["get", "x", target.to_str().unwrap()]), || sent(&node) - before - 0.06 * BYTES as f64);
+    cut(home.command(["get", "x", target.to_str().unwrap()]), || sent(&node) - before - 0.06 * blob_bytes() as f64);
     assert!(!target.exists());
     let before = sent(&node);
     home.cli_args(["get", "x", target.to_str().unwrap()]).ok();
@@ -146,7 +148,7 @@ fn a_get_goes_on_at_another_node() {
     let (before, before_other) = (sent(&node), sent(&other));
     let mut command = first.command(["get", &both, target.to_str().unwrap(), "--timeout", "3"]);
     let mut client = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let middle = wait_for(HALF_TIME_MAX, || (sent(&node) - before >= 0.58 * BYTES as f64).then_some(()));
+    let middle = wait_for(HALF_TIME_MAX, || (sent(&node) - before >= 0.58 * blob_bytes() as f64).then_some(()));
     assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
     node.kill();
     let status = wait_for(HALF_TIME_MAX, || client.try_wait().unwrap()).expect("the command ends");
@@ -172,7 +174,7 @@ fn transfers_outlive_a_restart_of_their_node() {
         let before = moved(&node);
         let mut command = home.command(arguments);
         let mut child = command.args(["--node", &ticket]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let middle = wait_for(HALF_TIME_MAX, || (moved(&node) - before >= CUT_AT * BYTES as f64).then_some(()));
+        let middle = wait_for(HALF_TIME_MAX, || (moved(&node) - before >= CUT_AT * blob_bytes() as f64).then_some(()));
         assert!(middle.is_some(), "half of the transfer within {HALF_TIME_MAX:?}");
         node.kill();
         node = home.start_at(2, &address);
@@ -181,7 +183,7 @@ fn transfers_outlive_a_restart_of_their_node() {
         std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut errors).unwrap();
         assert!(status.success(), "{status}: {errors}");
         assert!(errors.contains("connecting again"), "{errors}");
-        assert!(moved(&node) <= 0.6 * BYTES as f64, "{}: {} moved again", arguments[0], moved(&node));
+        assert!(moved(&node) <= 0.6 * blob_bytes() as f64, "{}: {} moved again", arguments[0], moved(&node));
     }
     assert!(same(&file, &target));
     node.stop();

@@ -14,6 +14,10 @@ use crate::{
 pub(crate) struct Options {
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Only the end to end tests of transfers and disks, with the sizes of real use: 2 GiB that are cut in the middle, 1,000 ranges of 1 GiB, a full
+    /// file system of 1 GiB over 20 kills. Takes minutes, 12 GiB of disk and 12 GiB of memory.
+    #[arg(long)]
+    large: bool,
     /// For the test harness: `-- --nocapture`.
     #[arg(last = true)]
     harness: Vec<String>,
@@ -45,6 +49,9 @@ pub(crate) fn steps(steps: &mut Steps, options: &Options) {
     steps.step("tests", || {
         let binary = target()?.join("debug/metanode");
         let mut command = cargo(["test", "--workspace"]);
+        if options.large {
+            command.args(["--test", "resume", "--test", "ranges", "--test", "disk"]).env("METANODE_LARGE", "1");
+        }
         command.args(&options.filter).arg("--").args(&options.harness).env("METANODE_BIN", binary);
         run_command(&mut command)?;
         Ok(Outcome::Passed)
