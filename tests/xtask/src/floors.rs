@@ -228,6 +228,18 @@ mod tests {
     /// Figures that keep every floor, each by nothing to spare.
     fn exact() -> Figures {
         [
+            ("quinn_lossy_get_mbs", 10.0),
+            ("quinn_lossy_put_mbs", 10.0),
+            ("lossy_get_mbs", 6.0),
+            ("lossy_put_mbs", 6.0),
+            ("lossy6_get_mbs", 6.0),
+            ("lossy6_put_mbs", 6.0),
+            ("lossy_get_wire_share", 1.1),
+            ("lossy_put_wire_share", 1.1),
+            ("flood_quiet_get_p99_us", 100.0),
+            ("flood_get_p99_us", 1_000.0),
+            ("flood_rss_growth_mib", 64.0),
+            ("flood_retries", 1.0),
             ("get_4k_iroh_ops", 40_000.0),
             ("get_4k_ops", 140_000.0),
             ("get_4k_server_us", 5.5),
@@ -254,8 +266,13 @@ mod tests {
         .into()
     }
 
+    /// The floors of all suites.
+    fn all() -> Vec<Floor> {
+        [RELAY, NETWORK, FLOOD].concat()
+    }
+
     fn not_kept(figures: &Figures) -> Vec<(&'static str, Verdict)> {
-        judge(RELAY, figures).iter().filter(|row| !row.is_kept()).map(|row| (row.figure, row.verdict)).collect()
+        judge(&all(), figures).iter().filter(|row| !row.is_kept()).map(|row| (row.figure, row.verdict)).collect()
     }
 
     #[test]
@@ -265,7 +282,7 @@ mod tests {
 
     #[test]
     fn each_floor_can_fail_on_its_own_figure() {
-        for floor in RELAY.iter().filter(|floor| !matches!(floor.against, Beside(_) | Nothing)) {
+        for floor in all().iter().filter(|floor| !matches!(floor.against, Beside(_) | Nothing)) {
             let mut figures = exact();
             let worse = if floor.bound == AtLeast { 0.1 } else { 10.0 };
             *figures.get_mut(floor.figure).expect("it is required") *= worse;
@@ -275,7 +292,7 @@ mod tests {
 
     #[test]
     fn each_relative_floor_can_fail_on_its_peer() {
-        for floor in RELAY {
+        for floor in all() {
             let Times(_, peer) = floor.against else { continue };
             let mut figures = exact();
             let better = if floor.bound == AtLeast { 10.0 } else { 0.1 };
@@ -286,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_figure_that_is_missing_or_no_number_keeps_no_floor() {
-        for key in required(RELAY) {
+        for key in required(&all()) {
             for value in [None, Some(f64::NAN), Some(0.0), Some(-1.0), Some(f64::INFINITY)] {
                 let mut figures = exact();
                 figures.remove(key);

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::process::{self, cargo, root, target};
+use crate::process::{self, Outcome, cargo, root, target};
 
 /// How often.
 #[derive(Args)]
@@ -40,6 +40,18 @@ pub(crate) fn file(options: &FileOptions) -> ExitCode {
     exit_code(scenario("file", &["--bytes", &(options.gib << 30).to_string()], options.no_build))
 }
 
+/// Kills in the tests: enough to meet a start, a commit and a compaction.
+const TEST_KILLS: &str = "50";
+
+/// The same on the binaries that the tests have built.
+pub(crate) fn crash_in_tests() -> Result<Outcome> {
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+        return Ok(Outcome::Skipped("node and client need a core each".to_owned()));
+    }
+    let ended = run("debug", "crash", &["--count", TEST_KILLS])?;
+    Ok(if ended == ExitCode::SUCCESS { Outcome::Passed } else { Outcome::Failed })
+}
+
 fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -52,12 +64,18 @@ fn scenario(name: &str, arguments: &[&str], no_build: bool) -> Result<ExitCode> 
     if !no_build {
         build_release()?;
     }
+    run("release", name, arguments)
+}
+
+/// Runs a scenario of the binaries in that folder of cargo's.
+fn run(profile: &str, name: &str, arguments: &[&str]) -> Result<ExitCode> {
     let target = target()?;
+    let binaries = target.join(profile);
     let dir = target.join(format!("{name}/{}", std::process::id()));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut command = Command::new(target.join("release/metanode-load"));
+    let mut command = Command::new(binaries.join("metanode-load"));
     command.arg(name).args(arguments);
-    command.arg("--metanode").arg(target.join("release/metanode")).arg("--dir").arg(&dir);
+    command.arg("--metanode").arg(binaries.join("metanode")).arg("--dir").arg(&dir);
     eprintln!("$ {}", process::line(&command));
     let status = command.current_dir(root()).status().context("cannot run metanode-load")?;
     if status.success() {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    preflight,
+    load, preflight,
     process::{Outcome, Steps, cargo, run as run_command, target},
     tidy,
 };
@@ -56,4 +56,7 @@ pub(crate) fn steps(steps: &mut Steps, options: &Options) {
         run_command(&mut command)?;
         Ok(Outcome::Passed)
     });
+    if options.filter.is_none() && !options.large {
+        steps.step("crash", load::crash_in_tests);
+    }
 }
