@@ -15,6 +15,7 @@ mod flood;
 mod measure;
 mod network;
 mod node;
+mod overload;
 mod quickload;
 mod raw;
 mod small;
@@ -56,6 +57,8 @@ enum Scenario {
     Network(Network),
     /// A client's gets while strangers begin handshakes and streams without end; the node's memory, and what is left afterwards
     Flood(Flood),
+    /// Ten times the load that the node can do: what it still does, what it refuses, the memory that it takes
+    Overload(Overload),
     /// Kill the node again and again under load; check what it had acknowledged
     Crash(Crash),
     /// One kind of load for as long as you like, for a profiler
@@ -161,6 +164,27 @@ struct Flood {
 }
 
 #[derive(Args)]
+struct Overload {
+    #[command(flatten)]
+    common: Common,
+    /// Distinct objects; together much more than the node's memory cache
+    #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
+    count: u32,
+    /// Size of an object
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=256 << 10))]
+    object_bytes: u32,
+    /// Seconds of the overload
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// Seconds in which the node's best is measured before
+    #[arg(long, default_value_t = 20.0)]
+    best_seconds: f64,
+    /// How many times that best is asked for
+    #[arg(long, default_value_t = 10.0)]
+    times: f64,
+}
+
+#[derive(Args)]
 struct Crash {
     #[command(flatten)]
     common: Common,
@@ -209,6 +233,7 @@ impl Scenario {
             | Self::Connections(Connections { common, .. })
             | Self::Network(Network { common, .. })
             | Self::Flood(Flood { common, .. })
+            | Self::Overload(Overload { common, .. })
             | Self::Crash(Crash { common, .. })
             | Self::Quickload(Quickload { common, .. }) => common,
         }
@@ -258,6 +283,7 @@ async fn perform(scenario: &Scenario) -> Result<(Report, ExitCode)> {
         Scenario::Connections(options) => Ok((connections::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Network(options) => Ok((network::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Flood(options) => Ok((flood::run(options).await?, ExitCode::SUCCESS)),
+        Scenario::Overload(options) => Ok((overload::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Crash(options) => crash::run(options).await,
         Scenario::Quickload(options) => Ok((quickload::run(options).await?, ExitCode::SUCCESS)),
     }
@@ -290,6 +316,7 @@ mod tests {
             "metanode-load connections --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load network --proxy /p --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load flood --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
+            "metanode-load overload --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load crash --count 100 --metanode /m --dir /tmp/x",
             "metanode-load quickload get4k --metanode /m --seconds 5",
         ] {

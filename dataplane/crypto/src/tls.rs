@@ -66,6 +66,14 @@ pub fn server(
     suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<quinn_proto::crypto::rustls::QuicServerConfig, TlsConfigError> {
+    Ok(Arc::new(server_config(identity, suites, alpn)?).try_into()?)
+}
+
+fn server_config(
+    identity: &Identity,
+    suites: &[CipherSuite],
+    alpn: &[&[u8]],
+) -> Result<rustls::ServerConfig, TlsConfigError> {
     let provider = provider_of(suites)?;
     let key = certified_key(identity)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider.clone())
@@ -75,7 +83,7 @@ pub fn server(
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    Ok(Arc::new(config).try_into()?)
+    Ok(config)
 }
 
 /// The side that dials: shows `identity`, accepts only a node that proves to hold `expected`.
@@ -85,6 +93,15 @@ pub fn client(
     suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<quinn_proto::crypto::rustls::QuicClientConfig, TlsConfigError> {
+    Ok(Arc::new(client_config(identity, expected, suites, alpn)?).try_into()?)
+}
+
+fn client_config(
+    identity: &Identity,
+    expected: NodeKey,
+    suites: &[CipherSuite],
+    alpn: &[&[u8]],
+) -> Result<rustls::ClientConfig, TlsConfigError> {
     let provider = provider_of(suites)?;
     let key = certified_key(identity)?;
     let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
@@ -94,7 +111,7 @@ pub fn client(
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(key)));
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(config).try_into()?)
+    Ok(config)
 }
 
 /// The key a peer proved to hold, from what quinn calls its identity (a chain with one SubjectPublicKeyInfo in it).
@@ -258,6 +275,35 @@ mod tests {
             server(&identity, &[CipherSuite::ChaCha20Poly1305], &[ALPN_RELAY]),
             Err(TlsConfigError::NoInitialCipherSuite(_))
         ));
+    }
+
+    #[test]
+    fn a_client_that_wants_early_data_gets_none() {
+        use rustls::quic::{ClientConnection, ServerConnection, Version};
+        let identity = Identity::from_seed(&[3; 32]);
+        let server = Arc::new(server_config(&identity, CipherSuite::DEFAULT, &[ALPN_RELAY]).unwrap());
+        let mut client = client_config(&identity, identity.public(), CipherSuite::DEFAULT, &[ALPN_RELAY]).unwrap();
+        client.resumption = rustls::client::Resumption::in_memory_sessions(8);
+        client.enable_early_data = true;
+        let client = Arc::new(client);
+        for _ in 0..2 {
+            let name = ServerName::try_from(SERVER_NAME).unwrap();
+            let mut client = ClientConnection::new(client.clone(), Version::V1, name, Vec::new()).unwrap();
+            let mut server = ServerConnection::new(server.clone(), Version::V1, Vec::new()).unwrap();
+            assert!(client.zero_rtt_keys().is_none(), "a ticket was kept");
+            // Four rounds of the handshake, and time for tickets.
+            for _ in 0..8 {
+                // One level of encryption at a time, as QUIC does.
+                let mut flight = Vec::new();
+                client.write_hs(&mut flight);
+                server.read_hs(&flight).unwrap();
+                flight.clear();
+                server.write_hs(&mut flight);
+                client.read_hs(&flight).unwrap();
+            }
+            assert!(!client.is_handshaking() && !server.is_handshaking());
+            assert!(server.zero_rtt_keys().is_none() && !client.is_early_data_accepted());
+        }
     }
 
     #[test]

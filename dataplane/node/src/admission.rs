@@ -42,12 +42,6 @@ impl Admission {
         Ok(Permit { budget: self.0.clone(), bytes })
     }
 
-    /// Takes `bytes` whether or not there is room: for what is in memory already. The next [`admit`](Self::admit) pays.
-    pub(crate) fn charge(&self, bytes: u64) -> Permit {
-        self.0.bytes.set(self.0.bytes.get() + bytes);
-        Permit { budget: self.0.clone(), bytes }
-    }
-
     /// Whether the bound is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.0.bytes.get() >= self.0.bytes_max
@@ -56,6 +50,15 @@ impl Admission {
     /// Bytes that are held.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes.get()
+    }
+}
+
+impl Permit {
+    /// Gives back all but `bytes`.
+    pub(crate) fn shrink(&mut self, bytes: u64) {
+        let spare = self.bytes.saturating_sub(bytes);
+        self.bytes -= spare;
+        self.budget.bytes.set(self.budget.bytes.get() - spare);
     }
 }
 
@@ -81,9 +84,12 @@ mod tests {
         drop((second, third));
         assert_eq!(admission.bytes(), 0);
         assert!(admission.admit(1_000).is_ok(), "alone, anything that fits a frame is admitted");
-        let charged = admission.charge(100);
+        let mut guessed = admission.admit(100).unwrap();
         assert!(admission.is_full() && admission.admit(1).is_err());
-        drop(charged);
-        assert!(!admission.is_full());
+        guessed.shrink(30);
+        guessed.shrink(40);
+        assert_eq!(admission.bytes(), 30);
+        drop(guessed);
+        assert_eq!(admission.bytes(), 0);
     }
 }

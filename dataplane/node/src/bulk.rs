@@ -28,7 +28,7 @@ use crate::{
     session::Session,
 };
 
-/// What a bulk fetch holds: the store's read-ahead and what is on its way to QUIC.
+/// What a bulk fetch holds at most: the store's read-ahead.
 const FETCH_BYTES: u64 = 8 * CHUNK_BYTES as u64;
 
 /// Why a transfer ends early.
@@ -97,7 +97,7 @@ async fn send_slice(
     let get = request.frame.message::<GetBulk>()?;
     let (hash, range) = (Hash(get.hash), ByteRange { offset: get.offset.to_native(), length: get.length.to_native() });
     may_begin(session, session.rights.read)?;
-    let _bytes = session.shard.downloads.admit(FETCH_BYTES).map_err(Refusal::busy)?;
+    let _bytes = session.shard.fetches.admit(fetch_bytes(range)).map_err(Refusal::busy)?;
     let reader = session.shard.store.read(hash).await?;
     let size_bytes = reader.size_bytes();
     let mut slice = reader.slice(range)?;
@@ -110,6 +110,12 @@ async fn send_slice(
     Ok(())
 }
 
+/// What a fetch of this range holds at most: a range begins and ends inside of chunks that are read whole.
+fn fetch_bytes(range: ByteRange) -> u64 {
+    let chunk = CHUNK_BYTES as u64;
+    (range.length / chunk).saturating_add(2).saturating_mul(chunk).min(FETCH_BYTES)
+}
+
 async fn next_pieces(slice: &mut Slice) -> Result<Option<Vec<Bytes>>, Failure> {
     Ok(slice.next().await?)
 }
@@ -117,7 +123,7 @@ async fn next_pieces(slice: &mut Slice) -> Result<Option<Vec<Bytes>>, Failure> {
 async fn send_pieces(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), Failure> {
     let bytes: usize = pieces.iter().map(Bytes::len).sum();
     session.shard.counters.bytes_out.add(bytes as u64);
-    Ok(write_all(send, pieces).await?)
+    Ok(write_all(session, send, pieces).await?)
 }
 
 /// Stores a blob that comes in [`Chunk`] frames.
@@ -295,4 +301,15 @@ fn head_of<M: Message>(request: u32, message: &M) -> Bytes {
     let mut out = Vec::new();
     encode(&mut out, request, message, 0);
     out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_ranges_hold_little_and_long_ones_the_read_ahead() {
+        let holds = |offset, length| fetch_bytes(ByteRange { offset, length }) / CHUNK_BYTES as u64;
+        assert_eq!([holds(5, 0), holds(5, 10), holds(5, 1 << 20), holds(0, u64::MAX)], [2, 2, 6, 8]);
+    }
 }

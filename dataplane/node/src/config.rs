@@ -67,6 +67,9 @@ pub struct QuicConfig {
     /// Connections from one IPv4 address or IPv6 /64 to one shard: keeps one host from taking all of them. Not applied by a
     /// node that listens on loopback, where all clients have one address.
     pub connections_per_address_max: u32,
+    /// Connections of one client key to one shard, from whatever addresses. Not applied by a node that listens on loopback, where
+    /// all are the operator's.
+    pub connections_per_key_max: u32,
     /// Streams that a client may have open on a connection, 16 to 128. quinn-proto allocates for each permitted one: 16 cost
     /// 20 KiB a connection, 4096 cost 355 KiB.
     pub streams_max: u16,
@@ -125,8 +128,9 @@ pub struct StoreConfig {
     /// Bytes of the receive window that one bulk upload gets while it runs: the bandwidth-delay product of 1 GB/s and 4 ms.
     /// It counts in `uploads_bytes_max`.
     pub upload_window_bytes: u64,
-    /// Bytes of answers that wait on one shard until clients take them; above it, fetches that are not in the memory cache are
-    /// answered "busy" with a hint.
+    /// Bytes of answers that one shard holds: so many each that were read and wait to be sent, that bulk fetches read ahead, and that
+    /// clients have not acknowledged. Above it fetches that are not in the memory cache are answered "busy" with a hint, and what is
+    /// written waits.
     pub downloads_bytes_max: u64,
     /// Hours between two scrubs, which read everything and compare it with its hash; the first comes so long after a start. 0: none
     /// but those that `metanode store scrub` asks for.
@@ -182,6 +186,7 @@ impl Default for QuicConfig {
             listen: (Ipv4Addr::LOCALHOST, 4433).into(),
             connections_max: 16_384,
             connections_per_address_max: 1_024,
+            connections_per_key_max: 1_024,
             streams_max: 16,
             requests_max: 1_024,
             idle_timeout_s: 30,

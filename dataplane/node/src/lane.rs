@@ -27,7 +27,7 @@ use crate::{
     bulk, codes,
     counters::Operation,
     reply::{Batch, Reply},
-    request::{self, Request, RequestError, malformed},
+    request::{self, Admitted, Request, RequestError, malformed},
     session::{InFlight, Session},
 };
 
@@ -296,39 +296,38 @@ impl Lane {
             }
         };
         match self.admit(&request) {
-            Ok(permit) => self.start(frame.request, operation, arrived, request, permit),
+            Ok(admitted) => self.start(frame.request, operation, arrived, request, admitted),
             Err(refusal) => self.refuse(frame.request, Some(operation), arrived, refusal),
         }
         Ok(())
     }
 
     /// Whether the request may and can be served now. An upload's bytes are admitted with it.
-    fn admit(&self, request: &Request) -> Result<Option<Permit>, Refusal> {
+    fn admit(&self, request: &Request) -> Result<Admitted, Refusal> {
         let shard = &self.session.shard;
         if !request.is_permitted(&self.session) {
             return Err(RefusalCode::Forbidden.into());
         }
-        if shard.is_crowded() {
+        if self.session.is_crowded() {
             return Err(Refusal::busy(RETRY_AFTER_MS_MIN));
         }
         match request {
-            Request::Put { body, .. } => shard.uploads.admit(body.len() as u64).map(Some).map_err(Refusal::busy),
-            Request::Get(_) if shard.downloads.is_full() => Err(Refusal::busy(RETRY_AFTER_MS_MIN)),
-            _ => Ok(None),
+            Request::Put { body, .. } => {
+                shard.uploads.admit(body.len() as u64).map(Admitted::Upload).map_err(Refusal::busy)
+            }
+            Request::Get(_) if shard.downloads.is_full() => Err(Refusal::busy(shard.read_retry_after_ms())),
+            Request::Get(_) => self.session.admit_read().map(Admitted::Read).map_err(Refusal::busy),
+            _ => Ok(Admitted::AsIs),
         }
     }
 
-    fn start(&self, number: u32, operation: Operation, arrived: Instant, request: Request, permit: Option<Permit>) {
+    fn start(&self, number: u32, operation: Operation, arrived: Instant, request: Request, admitted: Admitted) {
         let session = self.session.clone();
         let answers = self.answers.clone();
         let in_flight = session.begin();
         answers.running.set(answers.running.get() + 1);
         spawn_local(async move {
-            let reply = request::answer(&session, request, permit).await;
-            let bytes = match &reply {
-                Reply::Whole(bytes) => Some(session.shard.downloads.charge(bytes.len() as u64)),
-                _ => None,
-            };
+            let (reply, bytes) = request::answer(&session, request, admitted).await;
             let answered = Answered { operation, arrived, _in_flight: Some(in_flight), _bytes: bytes };
             answers.running.set(answers.running.get() - 1);
             answers.done.borrow_mut().push_back((number, reply, answered));
@@ -370,7 +369,7 @@ impl Lane {
         }
         let counters = &self.session.shard.counters;
         counters.bytes_out.add(self.batch.bytes() as u64);
-        write_all(&mut self.send, self.batch.take()).await?;
+        write_all(&self.session, &mut self.send, self.batch.take()).await?;
         let now = Instant::now();
         for answered in self.answered.drain(..) {
             counters.seconds[answered.operation].record(now.saturating_duration_since(answered.arrived));
@@ -427,13 +426,50 @@ enum Work {
     Again,
 }
 
-/// Writes all pieces. Only a write that has to wait costs a timer.
-pub(crate) async fn write_all(send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
+/// Writes all pieces, as many bytes at a time as the connection may have unacknowledged. Only a write that has to wait costs a timer.
+pub(crate) async fn write_all(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
+    loop {
+        let wanted = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let room = session.account.room_within(STALL_TIME_MAX, wanted).await.ok_or(LaneEnd::Stalled)?;
+        if room >= wanted {
+            return write_counted(session, send, pieces).await;
+        }
+        write_counted(session, send, &mut take_front(pieces, room)).await?;
+    }
+}
+
+/// Takes the first so many bytes out of the pieces.
+fn take_front(pieces: &mut [Bytes], bytes: u64) -> Vec<Bytes> {
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let take = |piece: &mut Bytes| {
+        let front = piece.split_to(piece.len().min(left));
+        left -= front.len();
+        front
+    };
+    pieces.iter_mut().map(take).filter(|front| !front.is_empty()).collect()
+}
+
+async fn write_counted(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
+    session.account.charge(pieces);
     if send.try_write_chunks(pieces)? {
         return Ok(());
     }
     match timeout(STALL_TIME_MAX, send.write_chunks(pieces)).await {
         Ok(written) => Ok(written?),
         Err(_) => Err(LaneEnd::Stalled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_is_cut_where_the_room_ends() {
+        let mut pieces = [&b"abc"[..], b"", b"defg", b"h"].map(Bytes::from_static);
+        assert_eq!(take_front(&mut pieces, 5), ["abc", "de"]);
+        assert_eq!(take_front(&mut pieces, 1), ["f"]);
+        assert_eq!(take_front(&mut pieces, u64::MAX), ["g", "h"]);
+        assert!(take_front(&mut pieces, 1).is_empty());
     }
 }

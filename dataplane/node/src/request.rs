@@ -1,5 +1,7 @@
 //! Requests: from frames to types, and from types to answers.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use metanode_shard::run_blocking;
 use metanode_store::{Fetched, PutOptions, StoreError, WHOLE_BYTES_MAX};
@@ -16,9 +18,9 @@ use metanode_wire::{
 };
 
 use crate::{
-    admission::{Permit, RETRY_AFTER_MS_MIN},
+    admission::Permit,
     reply::{Reply, refusal_of},
-    session::Session,
+    session::{ReadPlace, Session},
     state::AGENT,
 };
 
@@ -148,14 +150,52 @@ fn page(count: u32) -> usize {
     (count as usize).clamp(1, LIST_PAGE_MAX)
 }
 
-/// Answers a permitted request. `permit` holds an upload's room and is kept until it is stored.
-pub(crate) async fn answer(session: &Session, request: Request, permit: Option<Permit>) -> Reply {
+/// What an admitted request holds until it is answered.
+pub(crate) enum Admitted {
+    /// Room for the bytes of an upload.
+    Upload(#[expect(dead_code, reason = "held")] Permit),
+    /// A place among the fetches that read from the disk.
+    Read(#[expect(dead_code, reason = "held")] ReadPlace),
+    /// No more than every request.
+    AsIs,
+}
+
+/// Answers a permitted request. What the answer holds in memory is to be kept until it is written.
+pub(crate) async fn answer(session: &Session, request: Request, admitted: Admitted) -> (Reply, Option<Permit>) {
+    let mut bytes = None;
     let answered = match request {
         Request::Hello { agent } => Ok(welcome(session, &agent)),
+        Request::Get(hash) => match get(session, hash).await {
+            Ok((reply, held)) => {
+                bytes = held;
+                Ok(reply)
+            }
+            Err(error) => Err(error),
+        },
         other => perform(session, other).await,
     };
-    drop(permit);
-    answered.unwrap_or_else(|error| Reply::Refused(refusal_of(&error)))
+    drop(admitted);
+    (answered.unwrap_or_else(|error| Reply::Refused(refusal_of(&error))), bytes)
+}
+
+/// Reads a blob that is not in the memory of this shard.
+async fn get(session: &Session, hash: Hash) -> Result<(Reply, Option<Permit>), StoreError> {
+    let shard = &session.shard;
+    let arrived = Instant::now();
+    let _place = shard.reads.enter().await;
+    shard.read_wait.set(arrived.elapsed());
+    // The size is known here only if this shard has the blob; then the rest is given back.
+    let most = shard.store.size_here(&hash).map_or(WHOLE_BYTES_MAX as u64, |size| size.min(WHOLE_BYTES_MAX as u64));
+    let Ok(mut held) = shard.downloads.admit(most) else {
+        return Ok((Reply::Refused(Refusal::busy(shard.read_retry_after_ms())), None));
+    };
+    Ok(match shard.store.get(hash).await? {
+        Fetched::Whole(bytes) => {
+            held.shrink(bytes.len() as u64);
+            (Reply::Whole(bytes), Some(held))
+        }
+        Fetched::Large { size_bytes } => (Reply::Large(size_bytes), None),
+    })
 }
 
 fn welcome(session: &Session, agent: &str) -> Reply {
@@ -174,22 +214,20 @@ fn welcome(session: &Session, agent: &str) -> Reply {
 async fn perform(session: &Session, request: Request) -> Result<Reply, StoreError> {
     let store = &session.shard.store;
     Ok(match request {
-        Request::Hello { .. } => unreachable!("answered without the store"),
-        Request::Get(hash) => {
-            let _place = session.shard.reads.enter().await;
-            // Those that waited with it may have filled the room that there was when it was admitted.
-            if session.shard.downloads.is_full() {
-                return Ok(Reply::Refused(Refusal::busy(RETRY_AFTER_MS_MIN)));
-            }
-            match store.get(hash).await? {
-                Fetched::Whole(bytes) => Reply::Whole(bytes),
-                Fetched::Large { size_bytes } => Reply::Large(size_bytes),
-            }
-        }
+        Request::Hello { .. } | Request::Get(_) => unreachable!("answered by the caller"),
         Request::Put { hash, class, kind, hold, body } => {
             let options = PutOptions { class, kind, hold, leases: Some(session.leases.clone()) };
             Reply::Stored(store.put(hash, body, options).await?)
         }
+        // The futures of all others are larger, and each waiting request would take the room of the largest.
+        rare => Box::pin(perform_rare(session, rare)).await?,
+    })
+}
+
+async fn perform_rare(session: &Session, request: Request) -> Result<Reply, StoreError> {
+    let store = &session.shard.store;
+    Ok(match request {
+        Request::Hello { .. } | Request::Get(_) | Request::Put { .. } => unreachable!("performed by the caller"),
         Request::Stat(hash) => {
             let stat = store.stat(hash).await?;
             Reply::Stat(StatReply {
@@ -228,4 +266,22 @@ async fn perform(session: &Session, request: Request) -> Result<Reply, StoreErro
             Reply::Status(Box::new(run_blocking(move || state.status().to_message()).await))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::REQUEST_BYTES;
+
+    /// Bytes of the future that a function returns.
+    fn size<'a, F: Future>(_: impl FnOnce(&'a Session, Request, Admitted) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_waiting_request_takes_what_the_limit_counts() {
+        let task = size(answer);
+        // The task's own bookkeeping, the guard, the answer's place.
+        assert!(task + 512 <= REQUEST_BYTES as usize, "{task} bytes");
+    }
 }

@@ -17,7 +17,7 @@ use metanode_store::{OpenError, Store, StoreError, StorePort, StoreShared};
 use crate::{
     codes,
     config::Config,
-    session::{self, Shard},
+    session::{self, STUCK_LOOK_PERIOD, Shard},
     state::NodeState,
 };
 
@@ -88,9 +88,12 @@ pub(crate) async fn run(seed: Seed) {
     this.publish();
     let publishing = this.clone();
     let _publisher = spawn_local(async move {
-        loop {
+        for second in 1u64.. {
             sleep(PUBLISH_PERIOD).await;
             publishing.publish();
+            if second.is_multiple_of(STUCK_LOOK_PERIOD.as_secs()) {
+                publishing.close_stuck();
+            }
         }
     });
     let mut endpoint: Option<Rc<Endpoint>> = None;

@@ -15,7 +15,11 @@ use metanode_shard::Stalls;
 use metanode_store::{StoreCounters, StoreShared};
 use metanode_types::{NodeKey, ShardId};
 
-use crate::counters::ShardCounters;
+use crate::{
+    config::Config,
+    counters::ShardCounters,
+    memory::{self, Present},
+};
 
 /// Version in every report.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -31,7 +35,7 @@ pub(crate) struct NodeState {
     pub(crate) ready: OnceLock<Instant>,
     pub(crate) quic: SocketAddr,
     pub(crate) metrics: Option<SocketAddr>,
-    pub(crate) cache_bytes_max: u64,
+    pub(crate) config: Arc<Config>,
     /// Where the disk's room is asked for.
     pub(crate) data_path: PathBuf,
     /// One a shard, in order.
@@ -80,10 +84,21 @@ impl NodeState {
             disk_bytes: sum(|shard| shard.usage.segment_bytes.value()),
             disk_free_bytes: self.disk_free_bytes(),
             cache_bytes: sum(|shard| shard.usage.cache_bytes.value()),
-            cache_bytes_max: self.cache_bytes_max,
+            cache_bytes_max: self.config.store.cache_bytes,
             shard_stalls: self.stalls.total(),
             read_only_reason: self.store.read_only_reason(),
         }
+    }
+
+    /// Bytes of memory that the node stays below, with the connections and blobs that there are.
+    pub(crate) fn memory_limit_bytes(&self) -> u64 {
+        let sum = |of: fn(&ShardCounters) -> u64| self.shards.iter().map(|shard| of(shard)).sum();
+        let present = Present {
+            connections: sum(|shard| shard.connections.value()),
+            blobs: sum(|shard| shard.usage.blobs.value()),
+            blob_bytes: sum(|shard| shard.usage.blob_bytes.value()),
+        };
+        memory::limit_bytes(&self.config, self.shards.len() as u64, present)
     }
 
     /// The store's numbers, summed over all shards. Work that was asked for is done when the last shard has done it.

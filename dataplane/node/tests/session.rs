@@ -4,12 +4,9 @@
 
 mod common;
 
-use std::{
-    collections::HashSet,
-    io::{Read as _, Write as _},
-};
+use std::{collections::HashSet, time::Duration};
 
-use common::{Client, DEADLINE, Lane, Node, blob, refusal};
+use common::{Client, DEADLINE, Lane, Node, blob, closed_with, refusal};
 use metanode_crypto::Identity;
 use metanode_node::{admin, codes, config::Readers};
 use metanode_wire::{
@@ -237,6 +234,102 @@ fn unfinished_frames_are_bounded() {
 }
 
 #[test]
+fn clients_that_do_not_read_hold_little_and_leave_room_for_others() {
+    const BOUND: u64 = 1 << 20;
+    let node = Node::start(|config| {
+        config.node.shards = Some(1);
+        config.store.downloads_bytes_max = BOUND;
+    });
+    block_on(async {
+        let mut honest = node.client().await;
+        let blobs: Vec<_> = (0..40).map(|seed| blob(seed, 200_000)).collect();
+        for (request, (hash, bytes)) in blobs.iter().enumerate() {
+            honest.lane.put(request as u32, *hash, bytes).await;
+            assert_eq!(honest.lane.next().await.unwrap().kind, Kind::Stored);
+        }
+        let (small, bytes) = blob(99, 10_000);
+        honest.lane.put(0, small, &bytes).await;
+        assert_eq!(honest.lane.next().await.unwrap().kind, Kind::Stored);
+        let mut slow = Vec::new();
+        for _ in 0..30 {
+            let mut client = node.client().await;
+            for (request, (hash, _)) in blobs.iter().enumerate() {
+                client.lane.send(request as u32, &Get { hash: *hash }, &[]).await;
+            }
+            slow.push(client);
+        }
+        // Until all of them are stuck: nothing more is sent to them.
+        let mut sent = 0.0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(1_100)).await; // the node publishes each second
+            let held = node.metric("download_bytes");
+            // What was read and waits, and what is not acknowledged, are bounded each; a read that was under way comes on top.
+            assert!(held <= (2 * BOUND + 2 * 262_144) as f64, "{held} bytes");
+            let now = node.metric("quic_bytes_sent_total");
+            if now - sent < 100_000.0 {
+                break;
+            }
+            sent = now;
+        }
+        assert!(node.metric("download_bytes") > 300_000.0, "they hold something");
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            let answer = honest.lane.ask(1, &Get { hash: small }).await;
+            if answer.kind == Kind::Data {
+                assert_eq!(answer.body, bytes);
+                break;
+            }
+            let refused = refusal(&answer);
+            assert!(refused.code == RefusalCode::Busy && refused.retry_after_ms > 0, "{refused}");
+            assert!(std::time::Instant::now() < deadline, "{refused}");
+            tokio::time::sleep(Duration::from_millis(refused.retry_after_ms.into())).await;
+        }
+        for client in &slow {
+            client.connection.close(0u32.into(), b"");
+        }
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while node.metric("download_bytes") > 0.0 {
+            assert!(std::time::Instant::now() < deadline, "{} bytes", node.metric("download_bytes"));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    node.stop();
+}
+
+#[test]
+fn a_key_has_so_many_connections_and_no_more() {
+    let node = Node::start(|config| {
+        config.node.shards = Some(1);
+        config.quic.listen = (std::net::Ipv4Addr::UNSPECIFIED, 0).into();
+        config.quic.connections_per_key_max = 3;
+    });
+    block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let mut client = node.client().await;
+            client.lane.ask(1, &Hello { agent: String::new() }).await;
+            clients.push(client);
+        }
+        let (_endpoint, fourth) = Client::try_connect(&node.ready, &node.operator).await;
+        assert_eq!(closed_with(&fourth).await, u64::from(codes::BUSY));
+        let mut other = Client::connect(&node.ready, &Identity::from_seed(&[5; 32])).await;
+        other.lane.ask(1, &Hello { agent: String::new() }).await;
+        clients.pop().unwrap().connection.close(0u32.into(), b"");
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            let (_endpoint, again) = Client::try_connect(&node.ready, &node.operator).await;
+            let mut lane = Lane::open(&again).await;
+            lane.send(1, &Hello { agent: String::new() }, &[]).await;
+            if lane.next().await.is_some() {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "the place did not come back");
+        }
+    });
+    node.stop();
+}
+
+#[test]
 fn a_client_that_asks_for_too_much_at_once_waits() {
     // Four uploads fit the bound on their bytes with ease; sixteen at once would be refused as "busy".
     let node = Node::start(|config| {
@@ -411,10 +504,7 @@ fn the_metrics_page_is_what_prometheus_takes() {
         client.lane.ask(1, &Hello { agent: String::new() }).await;
         client.lane.ask(2, &Get { hash: [1; 32] }).await;
     });
-    let mut page = std::net::TcpStream::connect(node.ready.metrics.unwrap()).unwrap();
-    page.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
-    let mut text = String::new();
-    page.read_to_string(&mut text).unwrap();
+    let text = node.metrics();
     let (head, text) = text.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let series: Vec<&str> =

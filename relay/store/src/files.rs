@@ -53,7 +53,7 @@ const BUFFER_BYTES_MAX: usize = metanode_types::limits::CHUNK_BYTES + 2 * metano
 #[derive(Debug)]
 pub(crate) struct Files {
     store: PathBuf,
-    open: RefCell<BTreeMap<(u16, u32), Rc<Open>>>,
+    files: RefCell<BTreeMap<(u16, u32), Rc<Open>>>,
     /// Started when first needed.
     readers: OnceCell<Companion>,
     /// A moving average of what a timed read of a large payload took.
@@ -74,7 +74,7 @@ impl Files {
     pub(crate) fn new(store: PathBuf) -> Self {
         Self {
             store,
-            open: RefCell::default(),
+            files: RefCell::default(),
             readers: OnceCell::new(),
             read_time: Cell::default(),
             since_probe: Cell::new(0),
@@ -89,6 +89,11 @@ impl Files {
         if location.length <= SMALL_BYTES_MAX {
             return file.direct.read_at(offset, length).await;
         }
+        Box::pin(self.read_large(&file, location)).await // one allocation for many pages, and small reads carry less
+    }
+
+    async fn read_large(&self, file: &Open, location: Location) -> io::Result<Bytes> {
+        let (offset, length) = (u64::from(location.offset), location.length as usize);
         if file.cached.is_resident(offset, length as u64)
             && let Some(bytes) = file.cached.try_read_at(offset, length)?
         {
@@ -157,17 +162,22 @@ impl Files {
 
     /// Closes a file that is to be deleted: its space returns when nobody has it open.
     pub(crate) fn forget(&self, log: u16, segment: u32) {
-        self.open.borrow_mut().remove(&(log, segment));
+        self.files.borrow_mut().remove(&(log, segment));
     }
 
     async fn file(&self, log: u16, segment: u32) -> io::Result<Rc<Open>> {
-        if let Some(file) = self.open.borrow().get(&(log, segment)) {
+        if let Some(file) = self.files.borrow().get(&(log, segment)) {
             return Ok(file.clone());
         }
+        // Opening is rare, and its futures are large: every read would carry the room for them.
+        Box::pin(self.open(log, segment)).await
+    }
+
+    async fn open(&self, log: u16, segment: u32) -> io::Result<Rc<Open>> {
         let path = segment_path(&self.store, log, segment);
         let direct = DirectFile::open(&path).await?;
         let file = Rc::new(Open { direct, cached: CachedFile::open(&path).await?, reader: Arc::default() });
-        let mut open = self.open.borrow_mut();
+        let mut open = self.files.borrow_mut();
         if open.len() >= OPEN_MAX
             && let Some(oldest) = open.keys().min_by_key(|(_, segment)| *segment).copied()
         {

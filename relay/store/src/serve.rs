@@ -129,7 +129,7 @@ impl Inner {
         if self.hashes.hash(&bytes).await == *name {
             return Ok(Some(bytes));
         }
-        if let Ok(bytes) = self.files.read_again(location).await
+        if let Ok(bytes) = Box::pin(self.files.read_again(location)).await
             && metanode_crypto::hash(&bytes) == *name
         {
             return Ok(Some(bytes));

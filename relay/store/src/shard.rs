@@ -132,6 +132,11 @@ impl Store {
         found
     }
 
+    /// Without a wait: the size of a blob that this shard looks after, as far as it is known now.
+    pub fn size_here(&self, hash: &Hash) -> Option<u64> {
+        self.0.partition.borrow().root(hash).map(|root| root.size_bytes)
+    }
+
     /// A blob of at most [`WHOLE_BYTES_MAX`] bytes, verified; of a larger one the size.
     pub async fn get(&self, hash: Hash) -> Result<Fetched, StoreError> {
         match self.0.request(self.0.owner(&hash), Request::Get(hash)).await? {

@@ -1,4 +1,4 @@
-//! Networks that lose, delay, reorder and double packets, and clients that come from another address in the middle of a transfer.
+//! Networks that lose, delay, reorder, double and damage packets, strangers that send again what they have recorded, and clients that come from another address in the middle of a transfer.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 
 use std::{
@@ -36,6 +36,7 @@ fn a_bad_path_carries_a_blob_both_ways() {
     let conditions = Conditions {
         loss: 0.02,
         duplication: 0.02,
+        damage: 0.02,
         delay: Duration::from_millis(5),
         jitter: Duration::from_millis(4),
         mtu_bytes: 1472,
@@ -50,9 +51,34 @@ fn a_bad_path_carries_a_blob_both_ways() {
         home.cli_args(["get", "x", target.to_str().unwrap(), "--node", &ticket]).ok();
         assert!(same(&file, &target), "{ip}");
         let counts = proxy.counts();
-        assert!(counts.lost > 50 && counts.doubled > 50, "{counts:?}");
+        assert!(counts.lost > 50 && counts.doubled > 50 && counts.damaged > 50, "{counts:?}");
         node.stop();
     }
+}
+
+#[test]
+fn a_recorded_connection_that_is_sent_again_does_nothing() {
+    let home = Home::new();
+    let (node, proxy, ticket) = behind_a_proxy(&home, FAMILIES[0], 1, Conditions::default());
+    let file = home.beside("source");
+    fs::write(&file, content(1, 100_000)).unwrap();
+    proxy.record();
+    let put = home.cli_args(["put", file.to_str().unwrap(), "-o", "json", "--node", &ticket]).ok();
+    let hash = put.json()["hash"].as_str().unwrap().to_owned();
+    let recorded = proxy.recorded();
+    assert!(recorded.len() > 10, "{} datagrams", recorded.len());
+    home.cli_args(["rm", &hash, "--node", &ticket]).ok();
+
+    let (puts, heard) = (node.metric("requests_total"), node.metric("quic_datagrams_received_total"));
+    let attacker = std::net::UdpSocket::bind((FAMILIES[0], 0)).unwrap();
+    for datagram in &recorded {
+        attacker.send_to(datagram, node.ready.quic).unwrap();
+    }
+    let all = heard + recorded.len() as f64;
+    wait_for(TIME_MAX, || (node.metric("quic_datagrams_received_total") >= all).then_some(())).expect("they arrive");
+    assert_eq!(node.metric("requests_total"), puts, "no request was in them");
+    home.cli_args(["stat", &hash, "--node", &ticket]).failed(3); // not there
+    node.stop();
 }
 
 /// Runs a command, and gives its client a new address whenever `moved` has grown by a fifth of the blob.

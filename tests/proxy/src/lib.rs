@@ -1,4 +1,4 @@
-//! A bad network on loopback: a UDP proxy that loses, delays, reorders and doubles datagrams, and gives its clients new addresses.
+//! A bad network on loopback: a UDP proxy that loses, delays, reorders, doubles and damages datagrams, and gives its clients new addresses.
 //!
 //! [`Proxy::start`] listens on a free port and passes what it gets on to one server, from a socket of its own for each client, as
 //! a NAT does. What becomes of a datagram is drawn from a seed, in the order of arrival. [`Proxy::rebind`] is a NAT that has
@@ -29,6 +29,8 @@ pub struct Conditions {
     pub loss: f64,
     /// Share that arrives twice: 0 to 1.
     pub duplication: f64,
+    /// Share that arrives damaged, cut short or with one bit changed: 0 to 1.
+    pub damage: f64,
     /// Time that each takes.
     pub delay: Duration,
     /// Each takes up to this time longer, drawn for itself: those that follow closely overtake each other.
@@ -47,6 +49,7 @@ impl Default for Conditions {
         Self {
             loss: 0.0,
             duplication: 0.0,
+            damage: 0.0,
             delay: Duration::ZERO,
             jitter: Duration::ZERO,
             rate: f64::INFINITY,
@@ -65,6 +68,8 @@ pub struct Counts {
     pub doubled: u64,
     /// Lost by the draw.
     pub lost: u64,
+    /// Damaged by the draw.
+    pub damaged: u64,
     /// Too large for the path.
     pub too_large: u64,
     /// Lost because the link's buffer was full, more than [`QUEUE_BYTES_MAX`] were on the way, or a socket's buffer was full.
@@ -94,6 +99,9 @@ struct Shared {
     passed: AtomicU64,
     doubled: AtomicU64,
     lost: AtomicU64,
+    damaged: AtomicU64,
+    /// What clients have sent since recording began.
+    record: Mutex<Option<Vec<Vec<u8>>>>,
     too_large: AtomicU64,
     overflowed: AtomicU64,
 }
@@ -133,6 +141,16 @@ impl Proxy {
         self.shared.rebound.load(Ordering::Relaxed)
     }
 
+    /// Keeps a copy of every datagram that clients send from now on.
+    pub fn record(&self) {
+        *self.shared.record.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// Ends the recording; what clients have sent meanwhile, in order.
+    pub fn recorded(&self) -> Vec<Vec<u8>> {
+        self.shared.record.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+
     /// What became of the datagrams.
     pub fn counts(&self) -> Counts {
         let shared = &self.shared;
@@ -140,6 +158,7 @@ impl Proxy {
             passed: shared.passed.load(Ordering::Acquire),
             doubled: shared.doubled.load(Ordering::Relaxed),
             lost: shared.lost.load(Ordering::Relaxed),
+            damaged: shared.damaged.load(Ordering::Relaxed),
             too_large: shared.too_large.load(Ordering::Relaxed),
             overflowed: shared.overflowed.load(Ordering::Relaxed),
         }

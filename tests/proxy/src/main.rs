@@ -23,6 +23,9 @@ struct Options {
     /// Percent of the datagrams that arrive twice
     #[arg(long, default_value_t = 0.0)]
     duplication: f64,
+    /// Percent of the datagrams that are cut short or have a bit changed
+    #[arg(long, default_value_t = 0.0)]
+    damage: f64,
     /// Milliseconds that a datagram takes, one way
     #[arg(long, default_value_t = 0.0)]
     delay_ms: f64,
@@ -45,7 +48,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    for percent in [options.loss, options.duplication] {
+    for percent in [options.loss, options.duplication, options.damage] {
         ensure!((0.0..=100.0).contains(&percent), "a percentage is 0 to 100");
     }
     ensure!(options.rate_mbs.is_none_or(|rate| rate > 0.0), "a rate is above 0");
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
     let conditions = Conditions {
         loss: options.loss / 100.0,
         duplication: options.duplication / 100.0,
+        damage: options.damage / 100.0,
         delay: time(options.delay_ms)?,
         jitter: time(options.jitter_ms)?,
         rate: options.rate_mbs.map_or(f64::INFINITY, |rate| rate * 1e6),
@@ -68,8 +72,8 @@ fn main() -> Result<()> {
     io::stdin().read_to_end(&mut Vec::new())?;
     let counts = proxy.counts();
     eprintln!(
-        "passed {}, lost {}, too large {}, overflowed {}",
-        counts.passed, counts.lost, counts.too_large, counts.overflowed
+        "passed {}, lost {}, damaged {}, too large {}, overflowed {}",
+        counts.passed, counts.lost, counts.damaged, counts.too_large, counts.overflowed
     );
     Ok(())
 }

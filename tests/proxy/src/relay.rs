@@ -192,6 +192,11 @@ impl Relay {
     /// Decides about the datagram in the buffer.
     fn send_off(&mut self, towards: Towards, client: usize, length: usize) {
         let conditions = *self.shared.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        if towards == Towards::Server
+            && let Some(record) = &mut *self.shared.record.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            record.push(self.buffer[..length].to_vec());
+        }
         if length > conditions.mtu_bytes {
             self.shared.too_large.fetch_add(1, Ordering::Relaxed);
             return;
@@ -215,8 +220,12 @@ impl Relay {
             }
             *free = begins + Duration::from_secs_f64(length as f64 / conditions.rate);
             let due = *free + conditions.delay + conditions.jitter.mul_f64(self.random.share());
-            let bytes = self.buffer[..length].to_vec();
-            self.flying_bytes += length;
+            let mut bytes = self.buffer[..length].to_vec();
+            if self.random.share() < conditions.damage {
+                self.shared.damaged.fetch_add(1, Ordering::Relaxed);
+                damage(&mut bytes, self.random.share(), self.random.share());
+            }
+            self.flying_bytes += bytes.len();
             let number = self.next_number;
             self.flying.push(Reverse(Flying { due, number, towards, client, is_double: copy > 0, bytes }));
             self.next_number += 1;
@@ -242,6 +251,15 @@ impl Relay {
             self.shared.doubled.fetch_add(datagram.is_double.into(), Ordering::Relaxed);
             self.shared.passed.fetch_add(1, Ordering::Release); // whoever sees it sees the others
         }
+    }
+}
+
+/// Cuts a datagram short or changes one bit of it; `place` and `how` are from 0 to 1.
+fn damage(bytes: &mut Vec<u8>, place: f64, how: f64) {
+    let at = ((bytes.len() as f64 * place) as usize).min(bytes.len().saturating_sub(1));
+    match bytes.get_mut(at) {
+        Some(byte) if how < 0.5 => *byte ^= 1 << (how * 16.0) as u32,
+        _ => bytes.truncate(at),
     }
 }
 

@@ -93,6 +93,24 @@ fn shares_are_lost_doubled_and_out_of_order() {
 }
 
 #[test]
+fn damaged_datagrams_are_cut_or_changed() {
+    let (server, proxy, client) = path(Ipv4Addr::LOCALHOST.into(), Conditions { damage: 1.0, ..Conditions::default() });
+    let (mut cut, mut changed) = (0, 0);
+    for _ in 0..100 {
+        client.send(&[0x55; 100]).unwrap();
+        let (bytes, _) = receive(&server);
+        if bytes.len() < 100 {
+            cut += 1;
+        } else {
+            assert_eq!(bytes.iter().map(|byte| (byte ^ 0x55).count_ones()).sum::<u32>(), 1);
+            changed += 1;
+        }
+    }
+    assert!(cut > 20 && changed > 20, "{cut} cut, {changed} changed");
+    assert_eq!(proxy.counts().damaged, 100);
+}
+
+#[test]
 fn what_the_path_does_not_carry_vanishes() {
     let (server, proxy, client) =
         path(Ipv4Addr::LOCALHOST.into(), Conditions { mtu_bytes: 100, ..Conditions::default() });

@@ -61,6 +61,8 @@ enum Suite {
     Network,
     /// A client's gets while strangers flood the node with handshakes and streams.
     Flood,
+    /// Ten times the load that a node can do, for a minute.
+    Overload,
 }
 
 impl Suite {
@@ -70,6 +72,7 @@ impl Suite {
             Self::Relay => "relay",
             Self::Network => "network",
             Self::Flood => "flood",
+            Self::Overload => "overload",
         }
     }
 
@@ -78,6 +81,7 @@ impl Suite {
             Self::Relay => RELAY,
             Self::Network => NETWORK,
             Self::Flood => FLOOD,
+            Self::Overload => OVERLOAD,
         }
     }
 
@@ -86,6 +90,7 @@ impl Suite {
             Self::Relay => floors::RELAY,
             Self::Network => floors::NETWORK,
             Self::Flood => floors::FLOOD,
+            Self::Overload => floors::OVERLOAD,
         }
     }
 }
@@ -119,6 +124,8 @@ const RELAY: &[Program] = &[
 const NETWORK: &[Program] = &[Program::Peer("quinn-lossy"), Program::Load("network")];
 
 const FLOOD: &[Program] = &[Program::Load("flood")];
+
+const OVERLOAD: &[Program] = &[Program::Load("overload")];
 
 /// What the peer moves over a bad path, in bytes: at its 0.4 MB/s, 256 MiB would take 12 minutes each way, for the same rate.
 const LOSSY_PEER_BYTES: u64 = 16 << 20;
@@ -360,7 +367,7 @@ mod tests {
 
     #[test]
     fn every_figure_of_the_floors_has_one_program() {
-        let all: Vec<_> = RELAY.iter().chain(NETWORK).chain(FLOOD).collect();
+        let all: Vec<_> = RELAY.iter().chain(NETWORK).chain(FLOOD).chain(OVERLOAD).collect();
         assert_eq!(all.len(), all.iter().collect::<std::collections::BTreeSet<_>>().len());
     }
 

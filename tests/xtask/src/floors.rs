@@ -81,6 +81,16 @@ pub(crate) const FLOOD: &[Floor] = &[
     floor("flood_retries", AtLeast, Number(1.0)),
 ];
 
+/// The floors under ten times the load that the node can do.
+pub(crate) const OVERLOAD: &[Floor] = &[
+    // The worst ten seconds of the minute.
+    floor("overload_worst_ops", AtLeast, Times(0.8, "overload_best_ops")),
+    floor("overload_offered_ops", AtLeast, Times(9.9, "overload_best_ops")),
+    floor("overload_rss_mib", AtMost, Times(1.0, "overload_memory_limit_mib")),
+    floor("overload_refused_ops", AtLeast, Number(1.0)),
+    floor("overload_hint_ms", AtLeast, Number(1.0)),
+];
+
 /// A floor beside what was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Row {
@@ -240,6 +250,13 @@ mod tests {
             ("flood_get_p99_us", 1_000.0),
             ("flood_rss_growth_mib", 64.0),
             ("flood_retries", 1.0),
+            ("overload_best_ops", 1_000.0),
+            ("overload_worst_ops", 800.0),
+            ("overload_offered_ops", 9_900.0),
+            ("overload_rss_mib", 500.0),
+            ("overload_memory_limit_mib", 500.0),
+            ("overload_refused_ops", 1.0),
+            ("overload_hint_ms", 1.0),
             ("get_4k_iroh_ops", 40_000.0),
             ("get_4k_ops", 140_000.0),
             ("get_4k_server_us", 5.5),
@@ -268,7 +285,7 @@ mod tests {
 
     /// The floors of all suites.
     fn all() -> Vec<Floor> {
-        [RELAY, NETWORK, FLOOD].concat()
+        [RELAY, NETWORK, FLOOD, OVERLOAD].concat()
     }
 
     fn not_kept(figures: &Figures) -> Vec<(&'static str, Verdict)> {

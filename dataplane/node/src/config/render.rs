@@ -26,6 +26,12 @@ const FIELDS: &[Field] = &[
     ),
     Field(
         "quic",
+        "connections_per_key_max",
+        None,
+        "Connections of one client key to one shard, from whatever addresses; not applied on loopback.",
+    ),
+    Field(
+        "quic",
         "streams_max",
         None,
         "Streams a client may have open on a connection (16 to 128); memory is reserved for each.",
@@ -82,7 +88,7 @@ const FIELDS: &[Field] = &[
         "store",
         "downloads_bytes_max",
         None,
-        "Bytes of answers on one shard that clients have not taken; above it fetches that miss the cache are \"busy\".",
+        "Bytes of answers that one shard holds until clients take them; above it fetches that miss the cache are \"busy\".",
     ),
     Field("store", "scrub_hours", None, "Hours between two scrubs, counted from the start; 0: only those asked for."),
     Field(

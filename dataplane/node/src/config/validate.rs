@@ -43,6 +43,7 @@ fn validate_node(node: &NodeConfig) -> Result<(), ConfigError> {
 fn validate_quic(quic: &QuicConfig) -> Result<(), ConfigError> {
     within("quic.connections_max", quic.connections_max, 1..=1_000_000)?;
     within("quic.connections_per_address_max", quic.connections_per_address_max, 1..=1_000_000)?;
+    within("quic.connections_per_key_max", quic.connections_per_key_max, 1..=1_000_000)?;
     within("quic.streams_max", quic.streams_max, STREAMS_MIN..=STREAMS_MAX)?;
     within("quic.requests_max", quic.requests_max, 1..=65_536)?;
     within("quic.idle_timeout_s", quic.idle_timeout_s, 1..=3_600)?;

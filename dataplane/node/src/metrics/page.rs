@@ -49,7 +49,10 @@ impl PageSource {
         to.gauge_value("node_disk_free_bytes", "Room on the file system of the data folder.", &[], free as f64);
         let read_only = f64::from(u8::from(state.store.read_only_reason().is_some()));
         to.gauge_value("node_read_only", "1 when the store takes no writes.", &[], read_only);
-        let cache_max = state.cache_bytes_max as f64;
+        let limit = state.memory_limit_bytes() as f64;
+        let help = "What the resident memory stays below, by the configuration and what is there.";
+        to.gauge_value("node_memory_limit_bytes", help, &[], limit);
+        let cache_max = state.config.store.cache_bytes as f64;
         to.gauge_value("store_cache_bytes_max", "Limit of the memory cache, all shards together.", &[], cache_max);
     }
 

@@ -26,7 +26,7 @@ use crate::{
     data::{DataFolder, DataLock},
     metrics::{self, PageSource},
     placement,
-    session::RECEIVE_WINDOW_BYTES,
+    session::{READER_WINDOW_BYTES, RECEIVE_WINDOW_BYTES},
     shard::{self, Command, Event, Seed},
     state::NodeState,
 };
@@ -107,12 +107,13 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
 
     let quic = quic_config(data, &config.quic, config.store.upload_window_bytes, count)?;
     let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
+    let config = Arc::new(config.clone());
     let state = Arc::new(NodeState {
         node_key: data.node_identity().public(),
         ready: Default::default(),
         quic: quic_address,
         metrics: metrics_address.map_err(NodeError::io("find the metrics port"))?,
-        cache_bytes_max: config.store.cache_bytes,
+        config: config.clone(),
         data_path: data.path().to_owned(),
         shards: count.iter().map(|_| Arc::new(ShardCounters::default())).collect(),
         stalls: started.stalls.clone(),
@@ -120,7 +121,6 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
         stop: Default::default(),
     });
 
-    let config = Arc::new(config.clone());
     let (events_sender, events) = mpsc::channel();
     let mut commands = Vec::new();
     let forward = Mesh::<Datagram>::new(count, FORWARD_CAPACITY);
@@ -194,7 +194,7 @@ fn quic_config(
     quic.congestion = config.congestion;
     // A stream may use all that its connection may; the connection's window is what is widened.
     quic.stream_receive_window = u32::try_from(window_bytes.max(RECEIVE_WINDOW_BYTES)).unwrap_or(u32::MAX);
-    quic.receive_window = u32::try_from(RECEIVE_WINDOW_BYTES).expect("a constant that fits");
+    quic.receive_window = u32::try_from(READER_WINDOW_BYTES).expect("a constant that fits");
     quic.validate()?;
     Ok(quic)
 }

@@ -1,6 +1,7 @@
 //! A node in this process, and a client that speaks frames by hand.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::{Arc, mpsc},
@@ -67,6 +68,22 @@ impl Node {
         self.folder
     }
 
+    /// Its page of metrics.
+    pub(crate) fn metrics(&self) -> String {
+        let mut page = std::net::TcpStream::connect(self.ready.metrics.unwrap()).unwrap();
+        page.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+        let mut text = String::new();
+        page.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// The sum of a metric over all shards and labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics();
+        let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
     /// A client with the operator's key.
     pub(crate) async fn client(&self) -> Client {
         Client::connect(&self.ready, &self.operator).await
@@ -88,22 +105,35 @@ pub(crate) struct Lane {
 
 impl Client {
     pub(crate) async fn connect(ready: &Ready, identity: &Identity) -> Self {
+        let client = Self::try_connect(ready, identity).await;
+        let lane = Lane::open(&client.1).await;
+        Self { connection: client.1, lane, _endpoint: client.0 }
+    }
+
+    /// A connection that the node may close at once.
+    pub(crate) async fn try_connect(ready: &Ready, identity: &Identity) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let node: NodeKey = ready.ticket.node;
         let tls = tls::client(identity, node, tls::CipherSuite::DEFAULT, &[tls::ALPN_RELAY]).unwrap();
         let config = quinn::ClientConfig::new(Arc::new(tls));
-        let connecting = endpoint.connect_with(config, ready.quic, tls::SERVER_NAME).unwrap();
+        // One that listens on all addresses is reached by this one.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ready.quic.port()));
+        let connecting = endpoint.connect_with(config, address, tls::SERVER_NAME).unwrap();
         let connection = tokio::time::timeout(DEADLINE, connecting).await.unwrap().unwrap();
-        let lane = Lane::open(&connection).await;
-        Self { connection, lane, _endpoint: endpoint }
+        (endpoint, connection)
     }
 
     /// Waits for the end; the code that the node closed with.
     pub(crate) async fn closed_with(&self) -> u64 {
-        match tokio::time::timeout(DEADLINE, self.connection.closed()).await.unwrap() {
-            quinn::ConnectionError::ApplicationClosed(close) => close.error_code.into_inner(),
-            other => panic!("{other}"),
-        }
+        closed_with(&self.connection).await
+    }
+}
+
+/// Waits for the end of a connection; the code that the node closed with.
+pub(crate) async fn closed_with(connection: &quinn::Connection) -> u64 {
+    match tokio::time::timeout(DEADLINE, connection.closed()).await.unwrap() {
+        quinn::ConnectionError::ApplicationClosed(close) => close.error_code.into_inner(),
+        other => panic!("{other}"),
     }
 }
 

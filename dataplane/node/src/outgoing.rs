@@ -1,0 +1,217 @@
+//! Answers that QUIC has and clients have not acknowledged: how much of a shard's memory they may take, and whose they may be.
+//!
+//! What is written to a stream stays in memory until the client acknowledges it, which a slow client does late and a hostile one never.
+//! A shard has one budget for all of it. A connection may have a quarter of what is free there
+//! (the *dynamic threshold* of Choudhury and Hahne, 1998, for switches that share their memory): a lone one gets a fifth of everything, many
+//! get equal parts, and however many hold what they have, something is left for the next one.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use metanode_shard::timeout;
+
+/// The part of what is free that one connection may have.
+const SHARE_OF_FREE: u64 = 4;
+
+/// Fewer bytes than this are not written while more wait: a packet's worth.
+const PART_BYTES_MIN: u64 = 1024;
+
+/// A writer looks again after this long: it may wait for what others have.
+const LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// The budget of a shard.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing(Arc<Budget>);
+
+// `Bytes` wants owners that may change threads, hence atomics and a lock; all of it stays on one shard.
+#[derive(Debug)]
+struct Budget {
+    bytes_max: u64,
+    bytes: AtomicU64,
+}
+
+/// What one connection has of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Account(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    budget: Arc<Budget>,
+    bytes: AtomicU64,
+    /// Something was acknowledged since the last look.
+    moved: AtomicBool,
+    /// Its streams that wait for that.
+    waiting: Mutex<Vec<Waker>>,
+    is_awaited: AtomicBool,
+}
+
+/// Bytes that are written and not acknowledged; given back when dropped.
+struct Charge {
+    account: Account,
+    bytes: u64,
+}
+
+/// The last piece of a write. QUIC lets go of the pieces of a stream in their order.
+struct Last {
+    piece: Bytes,
+    _charge: Charge,
+}
+
+impl AsRef<[u8]> for Last {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self(Arc::new(Budget { bytes_max, bytes: AtomicU64::new(0) }))
+    }
+
+    /// The account of one more connection.
+    pub(crate) fn account(&self) -> Account {
+        Account(Arc::new(Inner {
+            budget: self.0.clone(),
+            bytes: AtomicU64::new(0),
+            moved: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            is_awaited: AtomicBool::new(false),
+        }))
+    }
+
+    /// Bytes that clients have not acknowledged.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.bytes.load(Relaxed)
+    }
+}
+
+impl Account {
+    /// Bytes that this connection may write now.
+    fn room(&self) -> u64 {
+        let budget = &self.0.budget;
+        let free = budget.bytes_max.saturating_sub(budget.bytes.load(Relaxed));
+        (free / SHARE_OF_FREE).saturating_sub(self.0.bytes.load(Relaxed))
+    }
+
+    fn poll_room(&self, cx: &Context<'_>, wanted: u64) -> Poll<u64> {
+        let room = self.room();
+        if room >= wanted.min(PART_BYTES_MIN) {
+            return Poll::Ready(room);
+        }
+        let mut waiting = self.waiting();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        self.0.is_awaited.store(true, Relaxed);
+        Poll::Pending
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of the `wanted` bytes, or more, may be written now. Waits for a few at least; `None` when there was no room for so long.
+    pub(crate) async fn room_within(&self, patience: Duration, wanted: u64) -> Option<u64> {
+        let room = self.room();
+        if room >= wanted {
+            return Some(room);
+        }
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Ok(room) = timeout(LOOK_PERIOD, poll_fn(|cx| self.poll_room(cx, wanted))).await {
+                return Some(room);
+            }
+        }
+        None
+    }
+
+    /// Counts pieces that are about to be written to one stream, until QUIC lets go of the last of them.
+    pub(crate) fn charge(&self, pieces: &mut [Bytes]) {
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let Some(last) = pieces.iter_mut().rfind(|piece| !piece.is_empty()) else { return };
+        self.0.bytes.fetch_add(bytes, Relaxed);
+        self.0.budget.bytes.fetch_add(bytes, Relaxed);
+        let charge = Charge { account: self.clone(), bytes };
+        *last = Bytes::from_owner(Last { piece: std::mem::take(last), _charge: charge });
+    }
+
+    /// Whether something is unacknowledged and nothing of it was acknowledged since this was asked last.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.0.moved.swap(false, Relaxed) && self.0.bytes.load(Relaxed) > 0
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let account = &*self.account.0;
+        account.bytes.fetch_sub(self.bytes, Relaxed);
+        account.budget.bytes.fetch_sub(self.bytes, Relaxed);
+        account.moved.store(true, Relaxed);
+        if account.is_awaited.swap(false, Relaxed) {
+            let waiting = std::mem::take(&mut *self.account.waiting());
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(account: &Account, bytes: u64) -> Vec<Bytes> {
+        let mut pieces = vec![Bytes::from(vec![1; bytes as usize - 1]), Bytes::from(vec![2]), Bytes::new()];
+        account.charge(&mut pieces);
+        assert_eq!(pieces.concat().len() as u64, bytes);
+        pieces
+    }
+
+    #[test]
+    fn a_lone_connection_gets_a_fifth_and_many_leave_something_for_the_next() {
+        let outgoing = Outgoing::new(100_000);
+        let lone = outgoing.account();
+        let mut kept = Vec::new();
+        while lone.room() > 100 {
+            kept.push(written(&lone, 100));
+        }
+        assert_eq!(outgoing.bytes(), 20_000);
+        let others: Vec<_> = (0..50).map(|_| outgoing.account()).collect();
+        for _ in 0..100 {
+            for other in others.iter().filter(|other| other.room() > 100) {
+                kept.push(written(other, 100));
+            }
+        }
+        assert!((80_000..95_000).contains(&outgoing.bytes()), "{}", outgoing.bytes());
+        assert!(outgoing.account().room() > PART_BYTES_MIN);
+        drop(kept);
+        assert_eq!(outgoing.bytes(), 0);
+        assert_eq!(lone.room(), 25_000);
+    }
+
+    #[test]
+    fn acknowledgements_give_room_and_wake() {
+        let outgoing = Outgoing::new(10_000);
+        let [holder, waiter] = [(); 2].map(|()| outgoing.account());
+        let mut pieces = written(&holder, 9_000);
+        let cx = &Context::from_waker(Waker::noop());
+        assert_eq!(waiter.poll_room(cx, 200), Poll::Ready(250));
+        for account in [&waiter, &holder, &holder] {
+            assert!(account.poll_room(cx, 2_000).is_pending());
+        }
+        assert_eq!(holder.waiting().len(), 1);
+        assert!(holder.is_stuck() && !waiter.is_stuck());
+        pieces.remove(0);
+        assert_eq!(outgoing.bytes(), 9_000, "until the last piece is acknowledged");
+        drop(pieces);
+        assert!(holder.waiting().is_empty(), "woken");
+        assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(2_500));
+        assert!(!holder.is_stuck() && !holder.is_stuck(), "nothing is left to be stuck");
+    }
+}
