@@ -1,6 +1,11 @@
 //! Transfers that take a stream for themselves: any range of any blob out, any blob in.
 
-use std::{collections::VecDeque, io, pin::pin, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use bytes::{Buf as _, Bytes};
 use metanode_blob::tree::{SliceDecoder, SliceError};
@@ -13,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::{
     BlobSink, BlobSource, ClientError, PutOptions, Stored,
-    link::{Link, busy_pause},
+    link::{Link, Transfer, busy_pause},
 };
 
 /// Pieces taken from a stream in one go.
@@ -39,14 +44,14 @@ pub(crate) async fn get(
     sink: &mut impl BlobSink,
     busy_patience: Duration,
 ) -> Result<Fetched, ClientError> {
-    let mut waited = Duration::ZERO;
+    let begun = Instant::now();
     loop {
         match get_once(link, hash, range, sink).await {
             // Refused before the sink saw anything, so asking again is safe.
-            Err((ClientError::Refused(refusal), 0)) if refusal.code == RefusalCode::Busy && waited < busy_patience => {
-                let pause = busy_pause(&refusal);
-                tokio::time::sleep(pause).await;
-                waited += pause;
+            Err((ClientError::Refused(refusal), 0))
+                if refusal.code == RefusalCode::Busy && begun.elapsed() < busy_patience =>
+            {
+                tokio::time::sleep(busy_pause(&refusal)).await;
             }
             result => return result.map_err(|(error, _)| error),
         }
@@ -61,10 +66,12 @@ async fn get_once(
     sink: &mut impl BlobSink,
 ) -> Result<Fetched, (ClientError, u64)> {
     let begin = |error: ClientError| (error, 0);
-    let (mut send, recv) = open(link).await.map_err(begin)?;
+    let (mut send, recv, _transfer) = open(link).await.map_err(begin)?;
     let mut request = Vec::new();
     encode(&mut request, 0, &GetBulk { hash: hash.0, offset: range.offset, length: range.length }, 0);
-    send.write_all(&request).await.map_err(|error| begin(error.into()))?;
+    let asked = timeout(link.request_timeout, send.write_all(&request)).await;
+    let asked = asked.map_err(|_elapsed| begin(ClientError::Timeout("asking")))?;
+    asked.map_err(|error| begin(error.into()))?;
     let _ = send.finish(); // an error means that the node has answered already
     let mut incoming = Incoming::new(recv, link.request_timeout);
     let frame = incoming.frame(link).await.map_err(begin)?;
@@ -112,9 +119,20 @@ fn slice_error(hash: Hash, error: SliceError) -> ClientError {
     }
 }
 
-async fn open(link: &Link) -> Result<(quinn::SendStream, quinn::RecvStream), ClientError> {
-    // The node permits a limited number of streams; further transfers wait here for one to end, however long that takes.
-    Ok(link.connection().open_bi().await?)
+/// A stream for a transfer. The node permits a limited number of streams; further transfers wait here for one to end, however long that
+/// takes. If there is none that could end, the node permits none.
+async fn open(link: &Link) -> Result<(quinn::SendStream, quinn::RecvStream, Transfer<'_>), ClientError> {
+    let mut opening = pin!(link.connection().open_bi());
+    loop {
+        match timeout(link.request_timeout, &mut opening).await {
+            Ok(opened) => {
+                let (send, recv) = opened?;
+                return Ok((send, recv, link.transfer()));
+            }
+            Err(_elapsed) if link.has_transfers() => {}
+            Err(_elapsed) => return Err(ClientError::Timeout("waiting for a stream")),
+        }
+    }
 }
 
 /// The receiving side of a stream while frames come.
@@ -252,7 +270,7 @@ pub(crate) async fn put(
     options: PutOptions,
     resume: Resume,
 ) -> Result<Stored, ClientError> {
-    let (mut send, recv) = open(link).await?;
+    let (mut send, recv, _transfer) = open(link).await?;
     let mut incoming = Incoming::new(recv, link.request_timeout);
     let sent = {
         // A node may refuse before it has everything (too large, full): then sending the rest is a waste.

@@ -134,6 +134,9 @@ pub struct WireCounters {
     pub connections: usize,
 }
 
+/// Shards that a client connects to each for itself: a connection may have 24 MiB on the way to it.
+const SHARDS_DIALLED_MAX: u16 = 64;
+
 impl Client {
     /// Connects to the node that `ticket` names, at the first of its addresses that leads there.
     pub async fn connect(ticket: &Ticket, config: ClientConfig) -> Result<Self, ClientError> {
@@ -142,8 +145,9 @@ impl Client {
         let Welcome { shards, shard, .. } = first.link.welcome;
         let malformed = || first.link.protocol_error(FrameError::Malformed);
         let count = ShardCount::new(shards).filter(|_| shard < shards).ok_or_else(malformed)?;
-        // Beyond the steerable number a connection can't ask for its shard, and one serves them all.
-        let aware = dialer.config.shard_aware && shards <= STEERABLE_SHARDS_MAX;
+        // Beyond the steerable number a connection can't ask for its shard, and one serves them all; beyond ours, a node that has so many, or
+        // says so, would have us hold as many windows.
+        let aware = dialer.config.shard_aware && shards <= STEERABLE_SHARDS_MAX.min(SHARDS_DIALLED_MAX);
         let shards = if aware { count } else { ShardCount::new(1).expect("1 is within the limit") };
         let primary = if aware { ShardId(shard) } else { ShardId(0) };
         let links: Vec<_> = shards.iter().map(|_| OnceCell::new()).collect();

@@ -13,7 +13,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -227,7 +227,7 @@ pub(crate) async fn put_opened(
     how: FileIo,
     progress: &Progress,
 ) -> Result<Stored, ClientError> {
-    let mut waited = Duration::ZERO;
+    let begun = Instant::now();
     // Of a file that is sent in a moment, asking would take as long.
     let mut may_ask = size_bytes >= RESUMED_BYTES_MIN;
     loop {
@@ -239,10 +239,10 @@ pub(crate) async fn put_opened(
         };
         match stored {
             Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::NotFound && may_ask => may_ask = false,
-            Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::Busy && waited < BUSY_PATIENCE => {
-                let pause = busy_pause(&refusal);
-                tokio::time::sleep(pause).await;
-                waited += pause;
+            Err(ClientError::Refused(refusal))
+                if refusal.code == RefusalCode::Busy && begun.elapsed() < BUSY_PATIENCE =>
+            {
+                tokio::time::sleep(busy_pause(&refusal)).await;
             }
             result => return result.map_err(of_file(path)),
         }
@@ -333,8 +333,9 @@ async fn get_resumed(
         // Buffers are written side by side: behind the first that is missing, a killed process may have left others.
         let certain_bytes = found_bytes.saturating_sub((WRITE_BUFFERS * WRITE_BUFFER_BYTES) as u64);
         let held_bytes = if trust_part { certain_bytes / GROUP_BYTES as u64 * GROUP_BYTES as u64 } else { 0 };
-        if held_bytes > size_bytes {
-            // One of the two is wrong, and the size is the node's word: what is held is not given up for it.
+        if held_bytes >= size_bytes {
+            // What is certain ends before the blob does, so one of the two is wrong, and the size is the node's word: what is held is not
+            // given up for it. Otherwise the end is fetched, and its proof is one of the size.
             lies = true;
             continue;
         }
@@ -344,11 +345,7 @@ async fn get_resumed(
         let inner = FileSink::from(file, held_bytes, how).map_err(ClientError::io(target))?;
         let mut sink = Counted { inner, progress: progress.clone() };
         let rest = ByteRange { offset: held_bytes, length: u64::MAX };
-        let fetched = if held_bytes < size_bytes {
-            client.get_range(hash, rest, &mut sink).await
-        } else {
-            Ok(Fetched { size_bytes, taken_bytes: 0 })
-        };
+        let fetched = client.get_range(hash, rest, &mut sink).await;
         // What has been verified is for the next attempt, whatever ended this one.
         let written = sink.inner.finish().await;
         let fetched = fetched.map_err(of_file(target))?;

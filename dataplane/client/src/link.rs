@@ -7,12 +7,16 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use metanode_types::limits::FRAME_BODY_BYTES_MAX;
 use metanode_wire::{
     Frame, FrameError, FrameLimits, FrameReader, Kind, Message, Refusal, RefusalCode, encode,
     message::{Hello, Refused, Welcome},
@@ -48,6 +52,7 @@ pub(crate) struct Link {
     pub(crate) welcome: Welcome,
     busy_patience: Duration,
     pub(crate) request_timeout: Duration,
+    transfers: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -145,6 +150,7 @@ impl Link {
             },
             busy_patience: config.busy_patience,
             request_timeout: config.request_timeout,
+            transfers: AtomicUsize::new(0),
         };
         let frame = link.call(&Hello { agent: config.agent.clone() }, Bytes::new()).await?;
         let welcome = link.read::<Welcome>(&frame)?;
@@ -152,7 +158,7 @@ impl Link {
             agent: welcome.agent.as_str().to_owned(),
             shards: welcome.shards.to_native(),
             shard: welcome.shard.to_native(),
-            whole_bytes_max: welcome.whole_bytes_max.to_native(),
+            whole_bytes_max: welcome.whole_bytes_max.to_native().min(FRAME_BODY_BYTES_MAX as u32),
             requests_max: welcome.requests_max.to_native(),
             may_write: welcome.may_write,
         };
@@ -169,11 +175,9 @@ impl Link {
             return Ok(frame);
         }
         let mut refusal = self.refusal(&frame)?;
-        let mut waited = Duration::ZERO;
-        while refusal.code == RefusalCode::Busy && waited < self.busy_patience {
-            let pause = busy_pause(&refusal);
-            tokio::time::sleep(pause).await;
-            waited += pause;
+        let begun = Instant::now();
+        while refusal.code == RefusalCode::Busy && begun.elapsed() < self.busy_patience {
+            tokio::time::sleep(busy_pause(&refusal)).await;
             let frame = self.call_once(message, body.clone()).await?;
             if frame.kind != Kind::Refused {
                 return Ok(frame);
@@ -225,8 +229,28 @@ impl Link {
         Ok(Refusal::from_message(self.read::<Refused>(frame)?))
     }
 
+    /// Counts a transfer.
+    pub(crate) fn transfer(&self) -> Transfer<'_> {
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        Transfer(&self.transfers)
+    }
+
+    /// Whether a transfer runs.
+    pub(crate) fn has_transfers(&self) -> bool {
+        self.transfers.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn connection(&self) -> &quinn::Connection {
         &self.shared.connection
+    }
+}
+
+/// A transfer that has a stream for itself, while it lives.
+pub(crate) struct Transfer<'a>(&'a AtomicUsize);
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -351,7 +375,7 @@ async fn read_lane(shared: Arc<Shared>, mut recv: quinn::RecvStream) {
         loop {
             match reader.next_frame() {
                 Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => break,
+                Ok(None) => break reader.compact(),
                 Err(error) => return shared.protocol_error(error),
             }
         }

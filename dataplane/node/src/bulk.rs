@@ -20,6 +20,7 @@ use metanode_wire::{
 };
 
 use crate::{
+    admission::Bound,
     codes,
     counters::Operation,
     lane::{LaneEnd, READ_BYTES_MAX, STALL_TIME_MAX, Takeover, write_all},
@@ -89,7 +90,7 @@ pub(crate) async fn get(session: Rc<Session>, mut send: SendStream, recv: RecvSt
 }
 
 async fn send_slice(
-    session: &Session,
+    session: &Rc<Session>,
     send: &mut SendStream,
     request: &Takeover,
     begun: &mut bool,
@@ -97,9 +98,10 @@ async fn send_slice(
     let get = request.frame.message::<GetBulk>()?;
     let (hash, range) = (Hash(get.hash), ByteRange { offset: get.offset.to_native(), length: get.length.to_native() });
     may_begin(session, session.rights.read)?;
-    let _bytes = session.shard.fetches.admit(fetch_bytes(range)).map_err(Refusal::busy)?;
+    let mut held = session.admit(Bound::Fetches, fetch_bytes(range)).map_err(Refusal::busy)?;
     let reader = session.shard.store.read(hash).await?;
     let size_bytes = reader.size_bytes();
+    held.extend(reader.map_bytes()).map_err(Refusal::busy)?;
     let mut slice = reader.slice(range)?;
     *begun = true;
     let begin = head_of(request.frame.request, &BulkBegin { size_bytes });
@@ -168,7 +170,8 @@ async fn receive(session: &Rc<Session>, input: &mut Input, request: &Takeover) -
     if size_bytes.is_some_and(|size| size > BLOB_BYTES_MAX) {
         return Err(Refusal::new(RefusalCode::TooLarge, format!("a blob has at most {BLOB_BYTES_MAX} bytes")).into());
     }
-    let _bytes = session.shard.uploads.admit(session.shard.limits.upload_window_bytes).map_err(Refusal::busy)?;
+    let window_bytes = session.shard.limits.upload_window_bytes;
+    let _bytes = session.admit(Bound::Uploads, window_bytes).map_err(Refusal::busy)?;
     let _window = session.widen();
     let options = PutOptions { class, kind, hold: put.hold, leases: Some(session.leases.clone()) };
     let mut upload = session.shard.store.put_bulk(size_bytes, options);

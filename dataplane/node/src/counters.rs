@@ -74,6 +74,8 @@ pub(crate) struct ShardCounters {
     pub(crate) connections: Gauge,
     /// Connections that were accepted.
     pub(crate) connections_accepted: Counter,
+    /// Closed since they kept memory and did not move.
+    pub(crate) stalled: Counter,
     /// Requests that wait for the store.
     pub(crate) requests_waiting: Gauge,
     /// Bytes of uploads not yet stored.

@@ -23,7 +23,7 @@ use metanode_types::Hash;
 use metanode_wire::{Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, message::Get};
 
 use crate::{
-    admission::{Permit, RETRY_AFTER_MS_MIN},
+    admission::{Bound, Permit, RETRY_AFTER_MS_MIN},
     bulk, codes,
     counters::Operation,
     reply::{Batch, Reply},
@@ -41,6 +41,16 @@ const READS_PER_ROUND: usize = 16;
 /// telephone line.
 pub(crate) const STALL_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// Bytes in a batch from which on it is written before more requests are read: what a lane hands to QUIC at once.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// The same when the connection may have no more than this unacknowledged.
+const BATCH_BYTES_MIN: usize = 4 << 10;
+
+/// Heads and bodies that are taken from clients who may not write: the longest request that they may make has a tag's name in it.
+const READER_HEAD_BYTES_MAX: usize = 4 << 10;
+const READER_BODY_BYTES_MAX: usize = 16 << 10;
+
 /// Time for a refusal to reach the client before its connection is closed.
 const FAREWELL_TIME_MAX: Duration = Duration::from_millis(500);
 
@@ -51,8 +61,10 @@ pub(crate) enum LaneEnd {
     Gone,
     /// The client violated the protocol.
     Violation { request: u32, error: FrameError },
-    /// The shard holds too many bytes of unfinished frames.
+    /// The connection has too many bytes of unfinished frames, as long as others have some as well.
     Overloaded,
+    /// A frame did not end in time.
+    Unfinished,
     /// The client does not read.
     Stalled,
 }
@@ -72,13 +84,14 @@ impl From<WriteError> for LaneEnd {
 /// Serves one stream until it ends.
 pub(crate) async fn serve(session: Rc<Session>, send: SendStream, recv: RecvStream) {
     let mut lane = Lane {
-        reader: FrameReader::new(FrameLimits::default()),
+        reader: FrameReader::new(limits_of(&session)),
         batch: Batch::default(),
         answered: Vec::new(),
         answers: Rc::default(),
         held_bytes: 0,
         last_bytes: 0,
         partial: None,
+        partial_since: None,
         input: Input::Open,
         fresh: true,
         session,
@@ -120,6 +133,8 @@ struct Lane {
     last_bytes: usize,
     /// Admits `held_bytes` while they are part of an unfinished frame.
     partial: Option<Permit>,
+    /// When that frame was first seen unfinished.
+    partial_since: Option<Instant>,
     input: Input,
     /// No frame was read yet: the stream may still become a bulk transfer.
     fresh: bool,
@@ -139,7 +154,7 @@ struct Answered {
     arrived: Instant,
     /// Keep the request unanswered, and its answer's bytes counted, until it is written.
     _in_flight: Option<InFlight>,
-    _bytes: Option<Permit>,
+    _answer: Option<Permit>,
 }
 
 /// Answers of a lane's tasks, on their way to it.
@@ -154,7 +169,7 @@ struct Answers {
 impl Lane {
     async fn run(&mut self) -> Result<Option<Takeover>, LaneEnd> {
         loop {
-            let first = poll_fn(|cx| self.poll_work(cx)).await?;
+            let first = self.work().await?;
             let Some(work) = first else {
                 return Ok(None);
             };
@@ -187,7 +202,18 @@ impl Lane {
         }
     }
 
-    /// Something to do; `None` at the end.
+    /// Something to do; `None` at the end. A frame that was begun must end in time.
+    async fn work(&mut self) -> Result<Option<Work>, LaneEnd> {
+        let Some(since) = self.partial_since else {
+            return poll_fn(|cx| self.poll_work(cx)).await;
+        };
+        let left = STALL_TIME_MAX.saturating_sub(since.elapsed());
+        match timeout(left, poll_fn(|cx| self.poll_work(cx))).await {
+            Ok(work) => work,
+            Err(_) => Err(LaneEnd::Unfinished),
+        }
+    }
+
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Work>, LaneEnd>> {
         if !self.answers.done.borrow().is_empty() {
             return Poll::Ready(Ok(Some(Work::Again)));
@@ -231,6 +257,7 @@ impl Lane {
                 }
                 return Ok(None);
             };
+            self.session.frames.set(self.session.frames.get() + 1);
             // A frame has ended in the last piece, or whole frames are held in it.
             self.held_bytes = self.held_bytes.min(self.last_bytes);
             let request = frame.request;
@@ -243,7 +270,7 @@ impl Lane {
             }
             self.fresh = false;
             self.serve_frame(&frame, arrived).map_err(violation)?;
-            if self.batch.is_full() {
+            if self.is_full() {
                 self.flush().await?;
             }
         }
@@ -276,11 +303,13 @@ impl Lane {
                 self.refuse(frame.request, Some(operation), arrived, malformed(format_args!("Get has no body")));
                 return Ok(());
             }
+            // Without room to send it, it is counted as what is read from the disk is.
             if session.rights.read
                 && let Some(bytes) = shard.store.cached(&hash)
+                && (bytes.len() <= BATCH_BYTES_MIN || session.account.room() >= bytes.len() as u64)
             {
                 self.batch.push_whole(frame.request, bytes);
-                self.answered.push(Answered { operation, arrived, _in_flight: None, _bytes: None });
+                self.answered.push(Answered { operation, arrived, _in_flight: None, _answer: None });
                 shard.counters.cached_gets.increment();
                 return Ok(());
             }
@@ -302,23 +331,19 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether the request may and can be served now. An upload's bytes are admitted with it.
+    /// Whether the request may and can be served now.
     fn admit(&self, request: &Request) -> Result<Admitted, Refusal> {
-        let shard = &self.session.shard;
-        if !request.is_permitted(&self.session) {
-            return Err(RefusalCode::Forbidden.into());
+        match request.is_permitted(&self.session) {
+            true => request.admit(&self.session),
+            false => Err(RefusalCode::Forbidden.into()),
         }
-        if self.session.is_crowded() {
-            return Err(Refusal::busy(RETRY_AFTER_MS_MIN));
-        }
-        match request {
-            Request::Put { body, .. } => {
-                shard.uploads.admit(body.len() as u64).map(Admitted::Upload).map_err(Refusal::busy)
-            }
-            Request::Get(_) if shard.downloads.is_full() => Err(Refusal::busy(shard.read_retry_after_ms())),
-            Request::Get(_) => self.session.admit_read().map(Admitted::Read).map_err(Refusal::busy),
-            _ => Ok(Admitted::AsIs),
-        }
+    }
+
+    /// Whether the batch should be written before more is added: it is as large as a write should be, or as the connection may have
+    /// unacknowledged.
+    fn is_full(&self) -> bool {
+        let bytes = self.batch.bytes();
+        bytes >= BATCH_BYTES_MAX || (bytes >= BATCH_BYTES_MIN && bytes as u64 >= self.session.account.room())
     }
 
     fn start(&self, number: u32, operation: Operation, arrived: Instant, request: Request, admitted: Admitted) {
@@ -327,8 +352,8 @@ impl Lane {
         let in_flight = session.begin();
         answers.running.set(answers.running.get() + 1);
         spawn_local(async move {
-            let (reply, bytes) = request::answer(&session, request, admitted).await;
-            let answered = Answered { operation, arrived, _in_flight: Some(in_flight), _bytes: bytes };
+            let (reply, answer) = request::answer(&session, request, admitted).await;
+            let answered = Answered { operation, arrived, _in_flight: Some(in_flight), _answer: Some(answer) };
             answers.running.set(answers.running.get() - 1);
             answers.done.borrow_mut().push_back((number, reply, answered));
             if let Some(lane) = answers.lane.take() {
@@ -341,7 +366,7 @@ impl Lane {
     fn refuse(&mut self, request: u32, operation: Option<Operation>, arrived: Instant, refusal: Refusal) {
         self.session.shard.counters.refused(refusal.code);
         self.batch.push_reply(request, refusal.into());
-        let answered = |operation| Answered { operation, arrived, _in_flight: None, _bytes: None };
+        let answered = |operation| Answered { operation, arrived, _in_flight: None, _answer: None };
         self.answered.extend(operation.map(answered));
     }
 
@@ -356,7 +381,7 @@ impl Lane {
             }
             self.batch.push_reply(request, reply);
             self.answered.push(answered);
-            if self.batch.is_full() {
+            if self.is_full() {
                 self.flush().await?;
             }
         }
@@ -382,9 +407,15 @@ impl Lane {
         self.partial = None;
         if !self.reader.is_mid_frame() {
             self.held_bytes = 0;
+            self.partial_since = None;
             return Ok(());
         }
-        let admitted = self.session.shard.partial_frames.admit(self.held_bytes as u64);
+        if self.input == Input::Open {
+            // It holds the datagrams that its pieces came in.
+            self.reader.compact();
+            self.partial_since.get_or_insert_with(Instant::now);
+        }
+        let admitted = self.session.admit(Bound::Partial, self.held_bytes as u64);
         self.partial = Some(admitted.map_err(|_| LaneEnd::Overloaded)?);
         Ok(())
     }
@@ -397,11 +428,13 @@ impl Lane {
             LaneEnd::Violation { request, error } => {
                 tracing::debug!(peer = ?self.session.peer, "protocol violation: {error}");
                 counters.protocol_errors.increment();
-                let code = codes::of_frame_error(error);
+                let may_not = matches!(error, FrameError::TooLarge { .. }) && !self.session.rights.write;
+                let code = if may_not { RefusalCode::Forbidden } else { codes::of_frame_error(error) };
                 (request, Refusal::new(code, error.to_string()), code as u32)
             }
             LaneEnd::Overloaded => (0, Refusal::busy(RETRY_AFTER_MS_MIN), codes::BUSY),
             LaneEnd::Stalled => return connection.close(codes::STALLED, b"answers were not taken"),
+            LaneEnd::Unfinished => return connection.close(codes::STALLED, b"a frame was begun and did not end"),
         };
         counters.refused(refusal.code);
         let reason = refusal.to_string();
@@ -426,16 +459,50 @@ enum Work {
     Again,
 }
 
-/// Writes all pieces, as many bytes at a time as the connection may have unacknowledged. Only a write that has to wait costs a timer.
-pub(crate) async fn write_all(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
-    loop {
-        let wanted = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let room = session.account.room_within(STALL_TIME_MAX, wanted).await.ok_or(LaneEnd::Stalled)?;
-        if room >= wanted {
-            return write_counted(session, send, pieces).await;
-        }
-        write_counted(session, send, &mut take_front(pieces, room)).await?;
+/// What a frame of this client may have. One that may not write has no bodies to send, and short heads; small ones are read, to be refused by
+/// what they ask.
+fn limits_of(session: &Session) -> FrameLimits {
+    match session.rights.write {
+        true => FrameLimits::default(),
+        false => FrameLimits { head_bytes_max: READER_HEAD_BYTES_MAX, body_bytes_max: READER_BODY_BYTES_MAX },
     }
+}
+
+/// Writes all pieces, as many bytes at a time as the connection may have unacknowledged. Only a write that has to wait costs a timer, and those
+/// who take little at a time have no more time for it.
+pub(crate) async fn write_all(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
+    let wanted = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let is_charged = session.account.room() >= wanted;
+    if is_charged {
+        session.account.charge(pieces);
+        if send.try_write_chunks(pieces)? {
+            return Ok(());
+        }
+    }
+    let rest = async {
+        match is_charged {
+            true => Ok(send.write_chunks(pieces).await?),
+            false => write_in_parts(session, send, pieces, wanted).await,
+        }
+    };
+    timeout(STALL_TIME_MAX, rest).await.unwrap_or(Err(LaneEnd::Stalled))
+}
+
+async fn write_in_parts(
+    session: &Session,
+    send: &mut SendStream,
+    pieces: &mut [Bytes],
+    bytes: u64,
+) -> Result<(), LaneEnd> {
+    let mut left = bytes;
+    while left > 0 {
+        let room = session.account.room_for(left).await.ok_or(LaneEnd::Gone)?;
+        let mut front = take_front(pieces, room);
+        left -= front.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        session.account.charge(&mut front);
+        send.write_chunks(&mut front).await?;
+    }
+    Ok(())
 }
 
 /// Takes the first so many bytes out of the pieces.
@@ -447,17 +514,6 @@ fn take_front(pieces: &mut [Bytes], bytes: u64) -> Vec<Bytes> {
         front
     };
     pieces.iter_mut().map(take).filter(|front| !front.is_empty()).collect()
-}
-
-async fn write_counted(session: &Session, send: &mut SendStream, pieces: &mut [Bytes]) -> Result<(), LaneEnd> {
-    session.account.charge(pieces);
-    if send.try_write_chunks(pieces)? {
-        return Ok(());
-    }
-    match timeout(STALL_TIME_MAX, send.write_chunks(pieces)).await {
-        Ok(written) => Ok(written?),
-        Err(_) => Err(LaneEnd::Stalled),
-    }
 }
 
 #[cfg(test)]

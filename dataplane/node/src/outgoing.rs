@@ -6,17 +6,18 @@
 //! get equal parts, and however many hold what they have, something is left for the next one.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use metanode_shard::timeout;
+use metanode_shard::sleep;
 
 /// The part of what is free that one connection may have.
 const SHARE_OF_FREE: u64 = 4;
@@ -24,8 +25,9 @@ const SHARE_OF_FREE: u64 = 4;
 /// Fewer bytes than this are not written while more wait: a packet's worth.
 const PART_BYTES_MIN: u64 = 1024;
 
-/// A writer looks again after this long: it may wait for what others have.
+/// Connections that wait for what others have are woken this often, and so many at a time: a waiting stranger costs little.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
+const LOOKS: usize = 256;
 
 /// The budget of a shard.
 #[derive(Debug, Clone)]
@@ -36,6 +38,10 @@ pub(crate) struct Outgoing(Arc<Budget>);
 struct Budget {
     bytes_max: u64,
     bytes: AtomicU64,
+    /// Connections that wait, each once.
+    waiting: Mutex<VecDeque<Weak<Inner>>>,
+    /// Of the task that wakes them.
+    looker: Mutex<Option<Waker>>,
 }
 
 /// What one connection has of it.
@@ -51,6 +57,10 @@ struct Inner {
     /// Its streams that wait for that.
     waiting: Mutex<Vec<Waker>>,
     is_awaited: AtomicBool,
+    /// The connection is among the waiting of the budget.
+    is_listed: AtomicBool,
+    /// The connection is gone: nobody waits any more.
+    is_ended: AtomicBool,
 }
 
 /// Bytes that are written and not acknowledged; given back when dropped.
@@ -73,7 +83,17 @@ impl AsRef<[u8]> for Last {
 
 impl Outgoing {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self(Arc::new(Budget { bytes_max, bytes: AtomicU64::new(0) }))
+        Self(Arc::new(Budget {
+            bytes_max,
+            bytes: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            looker: Mutex::default(),
+        }))
+    }
+
+    /// The part of the budget that is taken: 0 to 1.
+    pub(crate) fn taken_share(&self) -> f64 {
+        self.bytes() as f64 / self.0.bytes_max as f64
     }
 
     /// The account of one more connection.
@@ -84,7 +104,25 @@ impl Outgoing {
             moved: AtomicBool::new(false),
             waiting: Mutex::default(),
             is_awaited: AtomicBool::new(false),
+            is_listed: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
         }))
+    }
+
+    /// Wakes those who wait for what others have, now and then, for ever.
+    pub(crate) async fn look(self) {
+        loop {
+            poll_fn(|cx| match lock(&self.0.waiting).is_empty() {
+                false => Poll::Ready(()),
+                true => {
+                    *lock(&self.0.looker) = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            })
+            .await;
+            sleep(LOOK_PERIOD).await;
+            self.0.wake_some();
+        }
     }
 
     /// Bytes that clients have not acknowledged.
@@ -93,44 +131,69 @@ impl Outgoing {
     }
 }
 
+impl Budget {
+    fn wake_some(&self) {
+        for _ in 0..LOOKS {
+            let Some(next) = lock(&self.waiting).pop_front() else { return };
+            if let Some(account) = next.upgrade() {
+                account.is_listed.store(false, Relaxed);
+                account.wake();
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn wake(&self) {
+        if self.is_awaited.swap(false, Relaxed) {
+            let waiting = std::mem::take(&mut *lock(&self.waiting));
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Account {
     /// Bytes that this connection may write now.
-    fn room(&self) -> u64 {
+    pub(crate) fn room(&self) -> u64 {
         let budget = &self.0.budget;
         let free = budget.bytes_max.saturating_sub(budget.bytes.load(Relaxed));
         (free / SHARE_OF_FREE).saturating_sub(self.0.bytes.load(Relaxed))
     }
 
-    fn poll_room(&self, cx: &Context<'_>, wanted: u64) -> Poll<u64> {
+    fn poll_room(&self, cx: &Context<'_>, wanted: u64) -> Poll<Option<u64>> {
+        if self.0.is_ended.load(Relaxed) {
+            return Poll::Ready(None);
+        }
         let room = self.room();
         if room >= wanted.min(PART_BYTES_MIN) {
-            return Poll::Ready(room);
+            return Poll::Ready(Some(room));
         }
-        let mut waiting = self.waiting();
+        let mut waiting = lock(&self.0.waiting);
         if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
             waiting.push(cx.waker().clone());
         }
         self.0.is_awaited.store(true, Relaxed);
+        if !self.0.is_listed.swap(true, Relaxed) {
+            lock(&self.0.budget.waiting).push_back(Arc::downgrade(&self.0));
+            let looker = lock(&self.0.budget.looker).take();
+            looker.into_iter().for_each(Waker::wake);
+        }
         Poll::Pending
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until some of the `wanted` bytes may be written: how many, or more. `None`: the connection has ended.
+    pub(crate) async fn room_for(&self, wanted: u64) -> Option<u64> {
+        poll_fn(|cx| self.poll_room(cx, wanted)).await
     }
 
-    /// How many of the `wanted` bytes, or more, may be written now. Waits for a few at least; `None` when there was no room for so long.
-    pub(crate) async fn room_within(&self, patience: Duration, wanted: u64) -> Option<u64> {
-        let room = self.room();
-        if room >= wanted {
-            return Some(room);
-        }
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
-            if let Ok(room) = timeout(LOOK_PERIOD, poll_fn(|cx| self.poll_room(cx, wanted))).await {
-                return Some(room);
-            }
-        }
-        None
+    /// The connection is gone: whoever waits is told.
+    pub(crate) fn end(&self) {
+        self.0.is_ended.store(true, Relaxed);
+        self.0.wake();
     }
 
     /// Counts pieces that are about to be written to one stream, until QUIC lets go of the last of them.
@@ -141,6 +204,11 @@ impl Account {
         self.0.budget.bytes.fetch_add(bytes, Relaxed);
         let charge = Charge { account: self.clone(), bytes };
         *last = Bytes::from_owner(Last { piece: std::mem::take(last), _charge: charge });
+    }
+
+    /// Bytes that the client has not acknowledged.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.bytes.load(Relaxed)
     }
 
     /// Whether something is unacknowledged and nothing of it was acknowledged since this was asked last.
@@ -155,10 +223,7 @@ impl Drop for Charge {
         account.bytes.fetch_sub(self.bytes, Relaxed);
         account.budget.bytes.fetch_sub(self.bytes, Relaxed);
         account.moved.store(true, Relaxed);
-        if account.is_awaited.swap(false, Relaxed) {
-            let waiting = std::mem::take(&mut *self.account.waiting());
-            waiting.into_iter().for_each(Waker::wake);
-        }
+        account.wake();
     }
 }
 
@@ -201,17 +266,22 @@ mod tests {
         let [holder, waiter] = [(); 2].map(|()| outgoing.account());
         let mut pieces = written(&holder, 9_000);
         let cx = &Context::from_waker(Waker::noop());
-        assert_eq!(waiter.poll_room(cx, 200), Poll::Ready(250));
+        assert_eq!(waiter.poll_room(cx, 200), Poll::Ready(Some(250)));
         for account in [&waiter, &holder, &holder] {
             assert!(account.poll_room(cx, 2_000).is_pending());
         }
-        assert_eq!(holder.waiting().len(), 1);
+        assert_eq!((lock(&holder.0.waiting).len(), lock(&outgoing.0.waiting).len()), (1, 2));
         assert!(holder.is_stuck() && !waiter.is_stuck());
         pieces.remove(0);
         assert_eq!(outgoing.bytes(), 9_000, "until the last piece is acknowledged");
         drop(pieces);
-        assert!(holder.waiting().is_empty(), "woken");
-        assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(2_500));
+        assert!(lock(&holder.0.waiting).is_empty(), "woken");
+        assert_eq!(lock(&waiter.0.waiting).len(), 1, "for others' bytes it is woken by the next look");
+        outgoing.0.wake_some();
+        assert!(lock(&waiter.0.waiting).is_empty() && lock(&outgoing.0.waiting).is_empty());
+        assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(Some(2_500)));
+        waiter.end();
+        assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(None));
         assert!(!holder.is_stuck() && !holder.is_stuck(), "nothing is left to be stuck");
     }
 }

@@ -18,8 +18,8 @@ const STORE_BUSY_RETRY_MS: u32 = 10;
 /// Bodies up to this size are copied behind their head: a copy is cheaper than one more reference-counted piece.
 const INLINE_BODY_BYTES_MAX: usize = 512;
 
-/// Bytes in a batch from which on it is written before more requests are read: what a lane hands to QUIC at once.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+/// A larger buffer for heads is given back once it is empty: one lane in thousands needs it.
+const HEADS_BYTES_KEPT: usize = 64 << 10;
 
 /// An answer to one request.
 #[derive(Debug)]
@@ -127,11 +127,6 @@ impl Batch {
         self.heads.is_empty()
     }
 
-    /// Whether it should be written before more is added.
-    pub(crate) fn is_full(&self) -> bool {
-        self.bytes() >= BATCH_BYTES_MAX
-    }
-
     /// Bytes that it has.
     pub(crate) fn bytes(&self) -> usize {
         self.heads.len() + self.body_bytes
@@ -151,6 +146,9 @@ impl Batch {
             self.pieces.push(heads.slice(begin..));
         }
         self.heads.clear();
+        if self.heads.capacity() > HEADS_BYTES_KEPT {
+            self.heads = Vec::new();
+        }
         self.body_bytes = 0;
         &mut self.pieces
     }

@@ -1,6 +1,6 @@
 //! Requests: from frames to types, and from types to answers.
 
-use std::time::Instant;
+use std::{rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use metanode_shard::run_blocking;
@@ -18,9 +18,9 @@ use metanode_wire::{
 };
 
 use crate::{
-    admission::Permit,
+    admission::{Bound, Permit},
     reply::{Reply, refusal_of},
-    session::{ReadPlace, Session},
+    session::Session,
     state::AGENT,
 };
 
@@ -150,51 +150,68 @@ fn page(count: u32) -> usize {
     (count as usize).clamp(1, LIST_PAGE_MAX)
 }
 
-/// What an admitted request holds until it is answered.
-pub(crate) enum Admitted {
-    /// Room for the bytes of an upload.
-    Upload(#[expect(dead_code, reason = "held")] Permit),
-    /// A place among the fetches that read from the disk.
-    Read(#[expect(dead_code, reason = "held")] ReadPlace),
-    /// No more than every request.
-    AsIs,
+/// What an admitted request holds.
+pub(crate) struct Admitted {
+    /// Until the store has answered: its place, and room for its bytes or a place at the disk.
+    pub(crate) request: (Permit, Option<Permit>),
+    /// Until the answer is written: its bytes.
+    pub(crate) answer: Permit,
+}
+
+/// Bytes that an answer without contents is counted for.
+const ANSWER_BYTES: u64 = 256;
+
+/// Bytes of an entry in a page of blobs, and of one in a page of tags (a name, a hash, what holds them).
+const BLOB_ENTRY_BYTES: u64 = 64;
+const TAG_ENTRY_BYTES: u64 = 384;
+
+impl Request {
+    /// Room for the request and its answer, or the refusal.
+    pub(crate) fn admit(&self, session: &Rc<Session>) -> Result<Admitted, Refusal> {
+        let place = session.admit(Bound::Requests, 1).map_err(Refusal::busy)?;
+        let extra = match self {
+            Self::Put { body, .. } => Some((Bound::Uploads, body.len() as u64)),
+            Self::Get(_) => Some((Bound::Reads, 1)),
+            _ => None,
+        };
+        let extra = extra.map(|(bound, amount)| session.admit(bound, amount)).transpose().map_err(Refusal::busy)?;
+        let answer_bytes = match self {
+            Self::ListBlobs { count, .. } => *count as u64 * BLOB_ENTRY_BYTES,
+            Self::ListTags { count, .. } => *count as u64 * TAG_ENTRY_BYTES,
+            _ => 0, // the bytes of a blob are admitted when it is to be read
+        };
+        let answer = session.admit(Bound::Answers, ANSWER_BYTES + answer_bytes).map_err(Refusal::busy)?;
+        Ok(Admitted { request: (place, extra), answer })
+    }
 }
 
 /// Answers a permitted request. What the answer holds in memory is to be kept until it is written.
-pub(crate) async fn answer(session: &Session, request: Request, admitted: Admitted) -> (Reply, Option<Permit>) {
-    let mut bytes = None;
+pub(crate) async fn answer(session: &Session, request: Request, admitted: Admitted) -> (Reply, Permit) {
+    let Admitted { request: _held, mut answer } = admitted;
     let answered = match request {
         Request::Hello { agent } => Ok(welcome(session, &agent)),
-        Request::Get(hash) => match get(session, hash).await {
-            Ok((reply, held)) => {
-                bytes = held;
-                Ok(reply)
-            }
-            Err(error) => Err(error),
-        },
+        Request::Get(hash) => get(session, hash, &mut answer).await,
         other => perform(session, other).await,
     };
-    drop(admitted);
-    (answered.unwrap_or_else(|error| Reply::Refused(refusal_of(&error))), bytes)
+    (answered.unwrap_or_else(|error| Reply::Refused(refusal_of(&error))), answer)
 }
 
 /// Reads a blob that is not in the memory of this shard.
-async fn get(session: &Session, hash: Hash) -> Result<(Reply, Option<Permit>), StoreError> {
+async fn get(session: &Session, hash: Hash, answer: &mut Permit) -> Result<Reply, StoreError> {
     let shard = &session.shard;
     let arrived = Instant::now();
     let _place = shard.reads.enter().await;
     shard.read_wait.set(arrived.elapsed());
     // The size is known here only if this shard has the blob; then the rest is given back.
     let most = shard.store.size_here(&hash).map_or(WHOLE_BYTES_MAX as u64, |size| size.min(WHOLE_BYTES_MAX as u64));
-    let Ok(mut held) = shard.downloads.admit(most) else {
-        return Ok((Reply::Refused(Refusal::busy(shard.read_retry_after_ms())), None));
-    };
-    Ok(match shard.store.get(hash).await? {
-        Fetched::Whole(bytes) => {
-            held.shrink(bytes.len() as u64);
-            (Reply::Whole(bytes), Some(held))
-        }
-        Fetched::Large { size_bytes } => (Reply::Large(size_bytes), None),
+    if let Err(retry_after_ms) = answer.extend(most) {
+        return Ok(Reply::Refused(Refusal::busy(retry_after_ms)));
+    }
+    let fetched = shard.store.get(hash).await;
+    answer.shrink(ANSWER_BYTES + fetched.as_ref().map_or(0, Fetched::bytes_here));
+    Ok(match fetched? {
+        Fetched::Whole(bytes) => Reply::Whole(bytes),
+        Fetched::Large { size_bytes } => Reply::Large(size_bytes),
     })
 }
 
@@ -243,6 +260,7 @@ async fn perform_rare(session: &Session, request: Request) -> Result<Reply, Stor
         Request::TagRemove(name) => store.tag_remove(name).await.map(|()| Reply::Done)?,
         Request::TagGet(name) => Reply::TagTarget(store.tag_get(name).await?),
         Request::ListBlobs { after, count } => {
+            let _place = session.shard.listings.enter().await;
             let page = store.list_blobs(after, count).await?;
             let entries = page.entries.into_iter().map(|line| BlobEntry {
                 hash: line.hash.0,
@@ -254,6 +272,7 @@ async fn perform_rare(session: &Session, request: Request) -> Result<Reply, Stor
             Reply::Blobs(BlobPage { entries: entries.collect(), more: page.more })
         }
         Request::ListTags { after, count } => {
+            let _place = session.shard.listings.enter().await;
             let page = store.list_tags(after, count).await?;
             let entries = page.entries.into_iter();
             let entries = entries.map(|line| TagEntry { name: line.name.as_str().to_owned(), hash: line.hash.0 });
@@ -261,6 +280,7 @@ async fn perform_rare(session: &Session, request: Request) -> Result<Reply, Stor
         }
         Request::Have(names) => Reply::Have(store.have_chunks(&names).await?),
         Request::NodeStatus => {
+            let _place = session.shard.listings.enter().await;
             let state = session.shard.state.clone();
             // statvfs(2) may wait when the data folder is on a network file system.
             Reply::Status(Box::new(run_blocking(move || state.status().to_message()).await))

@@ -16,14 +16,14 @@ use metanode_wire::RefusalCode;
 
 use crate::{
     access::{AccessList, Rights},
-    admission::{Admission, Permit},
+    admission::{Bound, Budget, PerBound},
     codes,
     config::Config,
     counters::ShardCounters,
     gate::Gate,
     lane::{self, STALL_TIME_MAX},
     outgoing::{Account, Outgoing},
-    peers::{Member, Peers, Share},
+    peers::{Member, Peers},
     state::NodeState,
 };
 
@@ -34,8 +34,14 @@ pub(crate) const RECEIVE_WINDOW_BYTES: u64 = 1 << 20;
 /// fill by sending all but the first byte: 64 MiB for a thousand of them.
 pub(crate) const READER_WINDOW_BYTES: u64 = 64 << 10;
 
-/// Looks at connections that don't acknowledge what was written to them.
-pub(crate) const STUCK_LOOK_PERIOD: Duration = Duration::from_secs(5);
+/// Looks at connections that keep memory and don't move.
+pub(crate) const STUCK_LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a connection may keep memory without moving while there is little left: many round trips of any path.
+const TIGHT_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// The part of a budget above which little is left.
+const TIGHT_SHARE: f64 = 0.75;
 
 /// Requests that wait for one shard's store, over all its connections: a quarter of a second's PUTs; each takes a task.
 pub(crate) const REQUESTS_WAITING_MAX: u32 = 16_384;
@@ -48,15 +54,15 @@ pub(crate) const READS_MAX: usize = 256;
 /// a second; whoever would have to wait for longer hears "busy" now.
 pub(crate) const READS_WAITING_MAX: u64 = 4_096;
 
-/// The part of a shard's waiting places that the connections of one key may have: half, so that one key alone never fills them.
-const KEY_SHARE: u32 = 2;
-
 /// "Busy" advises to wait as long as what was admitted last has waited, within these bounds.
 const READ_RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// Chunks that are read at a time on one shard because an upload names them: a name of 60 bytes makes the node read 256 KiB, so
 /// whatever many uploads name, others get their share of the disk.
 const KNOWN_CHUNKS_MAX: usize = 4;
+
+/// Listings that are made at a time on one shard: a request of 60 bytes makes every shard sort a part of its table.
+const LISTINGS_MAX: usize = 2;
 
 /// One shard as its connections see it.
 pub(crate) struct Shard {
@@ -65,19 +71,10 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<ShardCounters>,
     pub(crate) limits: Limits,
     pub(crate) access: Rc<AccessList>,
-    /// Bodies of uploads and windows of bulk uploads.
-    pub(crate) uploads: Admission,
-    /// Answers that were read from the disk and are not yet written to their streams.
-    pub(crate) downloads: Admission,
-    /// What bulk fetches read ahead.
-    pub(crate) fetches: Admission,
+    pub(crate) budgets: PerBound<Budget>,
     /// Answers that clients have not acknowledged.
-    outgoing: Outgoing,
-    /// Frames of which a part has arrived.
-    pub(crate) partial_frames: Admission,
+    pub(crate) outgoing: Outgoing,
     pub(crate) reads: Gate,
-    /// Fetches that have a place at that gate, or wait for one.
-    reads_waiting: Admission,
     /// How long the fetch that entered last has waited.
     pub(crate) read_wait: Cell<Duration>,
     peers: Rc<Peers>,
@@ -85,7 +82,9 @@ pub(crate) struct Shard {
     sessions: RefCell<Vec<Weak<Session>>>,
     /// Chunks that uploads name in place of sending them: each is read from the disk.
     pub(crate) known_chunks: Gate,
-    /// Requests, bulk transfers included, that are not yet answered.
+    /// Listings and status, which take a while each.
+    pub(crate) listings: Gate,
+    /// Requests, bulk transfers included, whose answers are not yet written.
     pub(crate) in_flight: Cell<u32>,
     /// No new requests: the node is stopping.
     pub(crate) draining: Cell<bool>,
@@ -115,17 +114,19 @@ impl Shard {
                 upload_window_bytes: config.store.upload_window_bytes,
             },
             access: AccessList::new(&config.access),
-            uploads: Admission::new(config.store.uploads_bytes_max),
-            downloads: Admission::new(config.store.downloads_bytes_max),
-            fetches: Admission::new(config.store.downloads_bytes_max),
+            budgets: PerBound::<Budget>::new(|bound| match bound {
+                Bound::Uploads | Bound::Partial => config.store.uploads_bytes_max,
+                Bound::Answers | Bound::Fetches => config.store.downloads_bytes_max,
+                Bound::Requests => REQUESTS_WAITING_MAX.into(),
+                Bound::Reads => READS_WAITING_MAX,
+            }),
             outgoing: Outgoing::new(config.store.downloads_bytes_max),
-            partial_frames: Admission::new(config.store.uploads_bytes_max),
             reads: Gate::new(READS_MAX),
-            reads_waiting: Admission::new(READS_WAITING_MAX),
             read_wait: Cell::default(),
             peers: Rc::default(),
             sessions: RefCell::default(),
             known_chunks: Gate::new(KNOWN_CHUNKS_MAX),
+            listings: Gate::new(LISTINGS_MAX),
             in_flight: Cell::new(0),
             draining: Cell::new(false),
         })
@@ -139,26 +140,37 @@ impl Shard {
         published.blob_bytes.set(usage.blob_bytes);
         published.cache_bytes.set(usage.cache_bytes);
         published.segment_bytes.set(usage.segment_bytes);
-        self.counters.requests_waiting.set(u64::from(self.in_flight.get()));
-        self.counters.upload_bytes.set(self.uploads.bytes() + self.partial_frames.bytes());
-        self.counters.download_bytes.set(self.downloads.bytes() + self.fetches.bytes() + self.outgoing.bytes());
+        let taken = |bound| self.budgets[bound].taken();
+        self.counters.requests_waiting.set(taken(Bound::Requests));
+        self.counters.upload_bytes.set(taken(Bound::Uploads) + taken(Bound::Partial));
+        self.counters.download_bytes.set(taken(Bound::Answers) + taken(Bound::Fetches) + self.outgoing.bytes());
     }
 
-    /// Closes connections that have acknowledged nothing for [`STALL_TIME_MAX`] of what was written to them: what they leave in memory
-    /// would stay as long as they keep the connection alive. To be called each [`STUCK_LOOK_PERIOD`].
+    /// Closes connections that keep memory and don't move: that acknowledge nothing of what was written to them, or don't end a frame that they
+    /// have begun. They have [`STALL_TIME_MAX`], and [`TIGHT_TIME_MAX`] while there is little left for others; then those who keep the most
+    /// go first, until there is enough. To be called each [`STUCK_LOOK_PERIOD`].
     pub(crate) fn close_stuck(&self) {
+        let taken = |bound| self.budgets[bound].taken_share();
+        let fullest = taken(Bound::Answers).max(taken(Bound::Fetches)).max(taken(Bound::Partial));
+        let is_tight = fullest.max(self.outgoing.taken_share()) > TIGHT_SHARE;
+        let patience = if is_tight { TIGHT_TIME_MAX } else { STALL_TIME_MAX };
         let mut stuck = Vec::new();
         self.sessions.borrow_mut().retain(|session| {
             let Some(session) = session.upgrade() else { return false };
-            let looks = if session.account.is_stuck() { session.stuck_looks.get() + 1 } else { 0 };
+            let looks = if session.is_stuck() { session.stuck_looks.get() + 1 } else { 0 };
             session.stuck_looks.set(looks);
-            if STUCK_LOOK_PERIOD * looks > STALL_TIME_MAX {
+            if STUCK_LOOK_PERIOD * looks > patience {
                 stuck.push(session);
             }
             true
         });
-        for session in stuck {
-            session.connection.close(codes::STALLED, b"answers were not acknowledged");
+        stuck.sort_unstable_by_key(|session| std::cmp::Reverse(session.kept_bytes()));
+        // What they kept is given back later, when their tasks end: half of them are enough for now.
+        let count = if is_tight { stuck.len().div_ceil(2) } else { stuck.len() };
+        for session in stuck.into_iter().take(count) {
+            tracing::debug!(peer = ?session.peer, kept = session.kept_bytes(), "closed: it does not move");
+            session.shard.counters.stalled.increment();
+            session.connection.close(codes::STALLED, b"answers were not taken, or a frame did not end");
         }
     }
 
@@ -177,12 +189,17 @@ pub(crate) struct Session {
     pub(crate) rights: Rights,
     /// Keep what was put without `hold` as long as the connection lives.
     pub(crate) leases: Leases,
-    member: Member,
+    _member: Member,
+    /// What it has of the shard's budgets.
+    pub(crate) held: PerBound<Cell<u64>>,
     pub(crate) account: Account,
     unanswered: Cell<u32>,
     /// Lanes that wait until one is answered.
     waiting_for_room: RefCell<Vec<Waker>>,
     bulk_uploads: Cell<u64>,
+    /// Frames that have ended, and how many there were at the last look.
+    pub(crate) frames: Cell<u64>,
+    frames_seen: Cell<u64>,
     /// Looks in a row that found it stuck.
     stuck_looks: Cell<u32>,
 }
@@ -205,11 +222,14 @@ pub(crate) async fn serve(shard: Rc<Shard>, connection: Connection) {
         peer,
         rights,
         leases,
-        member,
+        _member: member,
+        held: PerBound::default(),
         account,
         unanswered: Cell::new(0),
         waiting_for_room: RefCell::default(),
         bulk_uploads: Cell::new(0),
+        frames: Cell::new(0),
+        frames_seen: Cell::new(0),
         stuck_looks: Cell::new(0),
     });
     session.set_window();
@@ -224,6 +244,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, connection: Connection) {
         }
     };
     tracing::debug!(peer = ?peer, "disconnected: {lost}");
+    session.account.end();
     session.shard.counters.connections.sub(1);
 }
 
@@ -232,32 +253,20 @@ impl Session {
     pub(crate) fn begin(self: &Rc<Self>) -> InFlight {
         self.unanswered.set(self.unanswered.get() + 1);
         self.shard.in_flight.set(self.shard.in_flight.get() + 1);
-        let share = self.share();
-        share.requests.set(share.requests.get() + 1);
         InFlight(self.clone())
     }
 
-    /// What the connections of this one's key have.
-    fn share(&self) -> &Share {
-        &self.member.share
+    /// Whether it has kept something since the last look, and nothing of that has moved.
+    fn is_stuck(&self) -> bool {
+        let has_frames = self.frames.get() != self.frames_seen.replace(self.frames.get());
+        let keeps_frame = self.held[Bound::Partial].get() > 0 && !has_frames;
+        self.account.is_stuck() || keeps_frame
     }
 
-    /// Whether no more requests may wait for the store, of anybody or of this key.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.shard.in_flight.get() >= REQUESTS_WAITING_MAX
-            || self.share().requests.get() >= REQUESTS_WAITING_MAX / KEY_SHARE
-    }
-
-    /// A place among the fetches that read from the disk, or the milliseconds to wait.
-    pub(crate) fn admit_read(self: &Rc<Self>) -> Result<ReadPlace, u32> {
-        let reads = &self.share().reads;
-        let refused = |_| self.shard.read_retry_after_ms();
-        if u64::from(reads.get()) >= READS_WAITING_MAX / u64::from(KEY_SHARE) {
-            return Err(refused(0));
-        }
-        let permit = self.shard.reads_waiting.admit(1).map_err(refused)?;
-        reads.set(reads.get() + 1);
-        Ok(ReadPlace { session: self.clone(), _permit: permit })
+    /// Bytes of memory that it keeps from others.
+    fn kept_bytes(&self) -> u64 {
+        let held = [Bound::Answers, Bound::Fetches, Bound::Partial].map(|bound| self.held[bound].get());
+        held.iter().sum::<u64>() + self.account.bytes()
     }
 
     /// Whether the connection may have one more request unanswered.
@@ -295,24 +304,9 @@ impl Drop for InFlight {
         let session = &self.0;
         session.unanswered.set(session.unanswered.get() - 1);
         session.shard.in_flight.set(session.shard.in_flight.get() - 1);
-        let share = session.share();
-        share.requests.set(share.requests.get() - 1);
         if !session.waiting_for_room.borrow().is_empty() {
             session.waiting_for_room.take().into_iter().for_each(Waker::wake);
         }
-    }
-}
-
-/// A fetch that reads from the disk, or waits for it.
-pub(crate) struct ReadPlace {
-    session: Rc<Session>,
-    _permit: Permit,
-}
-
-impl Drop for ReadPlace {
-    fn drop(&mut self) {
-        let reads = &self.session.share().reads;
-        reads.set(reads.get() - 1);
     }
 }
 

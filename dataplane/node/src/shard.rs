@@ -58,9 +58,6 @@ pub(crate) struct Seed {
     pub(crate) events: mpsc::Sender<Event>,
 }
 
-/// How often a shard publishes its numbers.
-const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
-
 /// Pause between two looks at the requests that a draining shard still has.
 const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 
@@ -88,14 +85,13 @@ pub(crate) async fn run(seed: Seed) {
     this.publish();
     let publishing = this.clone();
     let _publisher = spawn_local(async move {
-        for second in 1u64.. {
-            sleep(PUBLISH_PERIOD).await;
+        loop {
+            sleep(STUCK_LOOK_PERIOD).await;
             publishing.publish();
-            if second.is_multiple_of(STUCK_LOOK_PERIOD.as_secs()) {
-                publishing.close_stuck();
-            }
+            publishing.close_stuck();
         }
     });
+    let _looker = spawn_local(this.outgoing.clone().look());
     let mut endpoint: Option<Rc<Endpoint>> = None;
     let mut socket_parts = Some((socket, forward));
     loop {

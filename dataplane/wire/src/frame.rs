@@ -245,10 +245,15 @@ pub fn encode<M: Message>(out: &mut Vec<u8>, request: u32, message: &M, body_byt
     });
 }
 
+/// Pieces that a reader may keep while it waits for the rest of a frame.
+const PIECES_MAX: usize = 4;
+
 /// Turns the bytes of a stream into frames. Holds at most one frame's announced length beyond what was pushed.
 #[derive(Debug)]
 pub struct FrameReader {
     limits: FrameLimits,
+    /// What was [compacted](Self::compact); comes before the pieces.
+    gathered: BytesMut,
     pieces: VecDeque<Bytes>,
     buffered_bytes: usize,
     header: Option<Header>,
@@ -265,7 +270,7 @@ struct Header {
 impl FrameReader {
     /// A reader at the start of a stream.
     pub fn new(limits: FrameLimits) -> Self {
-        Self { limits, pieces: VecDeque::new(), buffered_bytes: 0, header: None }
+        Self { limits, gathered: BytesMut::new(), pieces: VecDeque::new(), buffered_bytes: 0, header: None }
     }
 
     /// Takes the next bytes of the stream.
@@ -302,8 +307,20 @@ impl FrameReader {
         self.header.is_some() || self.buffered_bytes > 0
     }
 
+    /// Copies what is held into one buffer, if it is in many pieces: a piece of one byte keeps the datagram that it came in. For a reader that
+    /// will wait for the rest of a frame; costs a copy of what has come since the last time.
+    pub fn compact(&mut self) {
+        if self.pieces.len() > PIECES_MAX {
+            self.pieces.drain(..).for_each(|piece| self.gathered.extend_from_slice(&piece));
+            self.pieces.shrink_to(2 * PIECES_MAX);
+        }
+    }
+
     /// Gives back what was pushed and not consumed: the unframed rest of a stream that a bulk reply turned into.
-    pub fn into_rest(self) -> VecDeque<Bytes> {
+    pub fn into_rest(mut self) -> VecDeque<Bytes> {
+        if !self.gathered.is_empty() {
+            self.pieces.push_front(self.gathered.freeze());
+        }
         self.pieces
     }
 
@@ -331,6 +348,10 @@ impl FrameReader {
 
     fn copy_out(&mut self, mut out: &mut [u8]) {
         self.buffered_bytes -= out.len();
+        let gathered = self.gathered.len().min(out.len());
+        let (now, rest) = out.split_at_mut(gathered);
+        self.gathered.copy_to_slice(now);
+        out = rest;
         while !out.is_empty() {
             let piece = self.pieces.front_mut().expect("buffered_bytes counts the pieces");
             let n = piece.len().min(out.len());
@@ -348,8 +369,10 @@ impl FrameReader {
         if length == 0 {
             return Bytes::new();
         }
-        let first = self.pieces.front_mut().expect("buffered_bytes counts the pieces");
-        if first.len() >= length {
+        if self.gathered.is_empty()
+            && let Some(first) = self.pieces.front_mut()
+            && first.len() >= length
+        {
             let body = first.split_to(length);
             self.buffered_bytes -= length;
             if first.is_empty() {
@@ -358,6 +381,10 @@ impl FrameReader {
             return body;
         }
         let mut joined = BytesMut::with_capacity(length);
+        joined.extend_from_slice(&self.gathered.split_to(self.gathered.len().min(length)));
+        if self.gathered.is_empty() {
+            self.gathered = BytesMut::new();
+        }
         while joined.len() < length {
             let piece = self.pieces.front_mut().expect("buffered_bytes counts the pieces");
             let n = piece.len().min(length - joined.len());
@@ -463,8 +490,12 @@ mod tests {
                 let n = (*cut.next().unwrap()).min(rest.len());
                 reader.push(rest.split_to(n));
                 frames.extend(read_all(&mut reader).unwrap());
+                if n % 3 > 0 {
+                    reader.compact();
+                    prop_assert!(reader.pieces.len() <= PIECES_MAX);
+                }
             }
-            prop_assert!(!reader.is_mid_frame());
+            prop_assert!(!reader.is_mid_frame() && reader.gathered.is_empty());
             prop_assert_eq!(frames.len(), bodies.len());
             for (i, (frame, body)) in frames.iter().zip(&bodies).enumerate() {
                 prop_assert_eq!(frame.request, i as u32);

@@ -89,7 +89,7 @@ impl<V> Table<V> {
         self.count = self.parts.iter().map(HashTable::len).sum();
     }
 
-    /// Up to `count` entries behind `after`, in the order of their keys. Costs one sorted sub-table more than it returns.
+    /// Up to `count` entries behind `after`, in the order of their keys. Costs a look at one sub-table more than it returns.
     pub fn page(&self, after: Option<&Hash>, count: usize) -> Vec<(Hash, &V)> {
         let mut page = Vec::new();
         let first = after.map_or(0, part);
@@ -98,6 +98,11 @@ impl<V> Table<V> {
                 break;
             }
             let mut keys: Vec<_> = part.iter().filter(|(k, _)| after.is_none_or(|a| k > a)).collect();
+            let wanted = count - page.len();
+            if wanted < keys.len() {
+                keys.select_nth_unstable_by_key(wanted, |(key, _)| *key);
+                keys.truncate(wanted);
+            }
             keys.sort_unstable_by_key(|(key, _)| *key);
             page.extend(keys.into_iter().map(|(key, value)| (*key, value)));
         }

@@ -56,7 +56,7 @@ pub(crate) struct Files {
     files: RefCell<BTreeMap<(u16, u32), Rc<Open>>>,
     /// Started when first needed.
     readers: OnceCell<Companion>,
-    /// A moving average of what a timed read of a large payload took.
+    /// What a timed read of a large payload takes, see [`estimate`].
     read_time: Cell<Duration>,
     since_probe: Cell<u32>,
     buffers: BufferPool,
@@ -124,8 +124,7 @@ impl Files {
         };
         let read: io::Result<_> = self.readers()?.run(job).await;
         let (bytes, took) = read?;
-        let sample = took.min(SLOW_READ * 4); // one hiccup says little
-        self.read_time.set((self.read_time.get() * 7 + sample) / 8);
+        self.read_time.set(estimate(self.read_time.get(), took));
         Ok(bytes)
     }
 
@@ -188,6 +187,13 @@ impl Files {
     }
 }
 
+/// What a read takes of the disk's time, after one more that took so long. Down at once and up slowly: a reader shares its core with a busy
+/// shard and may wait for the core longer than for the disk, but not each time.
+fn estimate(before: Duration, took: Duration) -> Duration {
+    let sample = took.min(SLOW_READ * 4); // one hiccup says little
+    if sample <= before { sample } else { before + (sample - before) / 16 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,5 +207,12 @@ mod tests {
         assert_eq!(probes, 10);
         files.read_time.set(SLOW_READ / 2);
         assert!(!files.is_slow());
+
+        let after = |takes: &[u64]| {
+            let reads = takes.iter().map(|ms| Duration::from_millis(*ms));
+            reads.cycle().take(200).fold(Duration::ZERO, estimate)
+        };
+        assert!(after(&[10]) >= SLOW_READ && after(&[3]) >= SLOW_READ);
+        assert!(after(&[10, 1, 20, 10]) < SLOW_READ, "it was the core that was busy");
     }
 }

@@ -100,6 +100,16 @@ pub enum Fetched {
     },
 }
 
+impl Fetched {
+    /// Bytes that it holds.
+    pub fn bytes_here(&self) -> u64 {
+        match self {
+            Self::Whole(bytes) => bytes.len() as u64,
+            Self::Large { .. } => 0,
+        }
+    }
+}
+
 /// What is known of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobStat {

@@ -22,6 +22,12 @@ use crate::{
 /// Chunks that are read ahead of the one being sent: 2 MiB, enough to keep a disk busy and little enough for many readers.
 const AHEAD_CHUNKS: usize = 8;
 
+/// Memory of an extent in a blob's map: its entry, its part of the root's payload, its node in the upper tree.
+const EXTENT_MAP_BYTES: u64 = 224;
+
+/// Memory of a page: names of chunks and their trees.
+const PAGE_BYTES: u64 = 288 << 10;
+
 /// A blob that is open for reading; removal meanwhile takes effect on its content when this is dropped.
 #[derive(Debug)]
 pub struct BlobReader {
@@ -84,6 +90,14 @@ impl BlobReader {
     /// Bytes of the blob.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Bytes of memory that the map of a large blob takes while it is read: of each extent a name, a hash and a node of the tree, and one page.
+    pub fn map_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Whole(_) => 0,
+            Content::Extents(extents) => extents.len() as u64 * EXTENT_MAP_BYTES + PAGE_BYTES,
+        }
     }
 
     /// The bao encoding of a range.
@@ -186,6 +200,11 @@ impl Slice {
                 }
             }
             self.walk.next();
+        }
+        // A small part of a chunk would keep all of it in memory until the client has it.
+        let wanted: usize = pieces.iter().map(Bytes::len).sum();
+        if wanted < CHUNK_BYTES / 2 {
+            pieces.iter_mut().for_each(|piece| *piece = Bytes::copy_from_slice(piece));
         }
         if !nodes.is_empty() {
             pieces.push(nodes.into());

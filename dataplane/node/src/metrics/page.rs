@@ -93,6 +93,9 @@ impl PageSource {
             }),
             ("protocol_errors_total", "Streams that violated the protocol.", |c| c.protocol_errors.value()),
             ("connections_accepted_total", "Connections accepted.", |c| c.connections_accepted.value()),
+            ("connections_stalled_total", "Connections closed since they kept memory and did not move.", |c| {
+                c.stalled.value()
+            }),
         ];
         for (name, help, value) in counters {
             for (shard, counters) in &labels {

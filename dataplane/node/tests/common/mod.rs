@@ -110,12 +110,30 @@ impl Client {
         Self { connection: client.1, lane, _endpoint: client.0 }
     }
 
+    /// A client that lets the node send so many bytes on each stream until it has read them.
+    pub(crate) async fn connect_narrow(ready: &Ready, identity: &Identity, window_bytes: u32) -> Self {
+        let mut transport = quinn::TransportConfig::default();
+        transport.stream_receive_window(window_bytes.into());
+        let (endpoint, connection) = Self::connect_as(ready, identity, transport).await;
+        let lane = Lane::open(&connection).await;
+        Self { connection, lane, _endpoint: endpoint }
+    }
+
     /// A connection that the node may close at once.
     pub(crate) async fn try_connect(ready: &Ready, identity: &Identity) -> (quinn::Endpoint, quinn::Connection) {
+        Self::connect_as(ready, identity, quinn::TransportConfig::default()).await
+    }
+
+    async fn connect_as(
+        ready: &Ready,
+        identity: &Identity,
+        transport: quinn::TransportConfig,
+    ) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let node: NodeKey = ready.ticket.node;
         let tls = tls::client(identity, node, tls::CipherSuite::DEFAULT, &[tls::ALPN_RELAY]).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(tls));
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(Arc::new(transport));
         // One that listens on all addresses is reached by this one.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ready.quic.port()));
         let connecting = endpoint.connect_with(config, address, tls::SERVER_NAME).unwrap();
@@ -171,6 +189,25 @@ impl Lane {
         let frame = self.next().await.expect("an answer");
         assert_eq!(frame.request, request);
         frame
+    }
+
+    /// As [`Lane::ask`], again as long as the node is busy.
+    pub(crate) async fn ask_again<M: Message>(&mut self, request: u32, message: &M, body: &[u8]) -> Frame {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            self.send(request, message, body).await;
+            let answer = self.next().await.expect("an answer");
+            if answer.kind != metanode_wire::Kind::Refused {
+                return answer;
+            }
+            let refused = refusal(&answer);
+            assert!(
+                refused.code == metanode_wire::RefusalCode::Busy && refused.retry_after_ms > 0,
+                "refused: {refused}"
+            );
+            assert!(std::time::Instant::now() < deadline, "busy for {DEADLINE:?}");
+            tokio::time::sleep(Duration::from_millis(refused.retry_after_ms.into())).await;
+        }
     }
 
     /// What is left of the stream behind the frames that were read.

@@ -17,6 +17,9 @@ const BATCH: usize = 16;
 /// The largest GRO batch: an IP packet.
 const SLOT_BYTES: usize = 65_536;
 
+/// Datagrams from this size on share an allocation with those that came with them; smaller ones are what the internet carries, and copied.
+const SHARED_BYTES_MIN: usize = 2_048;
+
 /// System calls in one round of the driver, so that a flood can't keep answers from being sent.
 const CALLS_MAX: usize = 4;
 
@@ -75,12 +78,20 @@ impl Endpoint {
             };
             let now = Instant::now();
             for (meta, slot) in receiver.metas[..received].iter().zip(receiver.memory.chunks_exact(SLOT_BYTES)) {
-                // One allocation a GRO batch; its datagrams share it.
-                let mut batch = BytesMut::from(&slot[..meta.len]);
                 bytes += meta.len;
+                // Large datagrams of a GRO batch share one allocation. Small ones have one each: what QUIC keeps of one would keep the
+                // whole batch, fifty times as much.
+                if meta.stride < SHARED_BYTES_MIN {
+                    for datagram in slot[..meta.len].chunks(meta.stride.max(1)) {
+                        datagrams += 1;
+                        self.sort(now, meta, BytesMut::from(datagram), &mut receiver.response);
+                    }
+                    continue;
+                }
+                let mut batch = BytesMut::from(&slot[..meta.len]);
                 while !batch.is_empty() {
                     datagrams += 1;
-                    let datagram = batch.split_to(meta.stride.clamp(1, batch.len()));
+                    let datagram = batch.split_to(meta.stride.min(batch.len()));
                     self.sort(now, meta, datagram, &mut receiver.response);
                 }
             }
