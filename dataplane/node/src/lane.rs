@@ -63,8 +63,6 @@ pub(crate) enum LaneEnd {
     Violation { request: u32, error: FrameError },
     /// The connection has too many bytes of unfinished frames, as long as others have some as well.
     Overloaded,
-    /// A frame did not end in time.
-    Unfinished,
     /// The client does not read.
     Stalled,
 }
@@ -91,14 +89,15 @@ pub(crate) async fn serve(session: Rc<Session>, send: SendStream, recv: RecvStre
         held_bytes: 0,
         last_bytes: 0,
         partial: None,
-        partial_since: None,
         input: Input::Open,
         fresh: true,
         session,
         send,
         recv,
     };
-    match lane.run().await {
+    let ran = lane.run().await;
+    lane.session.ended_frame(lane.send.id());
+    match ran {
         Ok(None) => {
             lane.send.finish().ok(); // the client may have gone
         }
@@ -133,8 +132,6 @@ struct Lane {
     last_bytes: usize,
     /// Admits `held_bytes` while they are part of an unfinished frame.
     partial: Option<Permit>,
-    /// When that frame was first seen unfinished.
-    partial_since: Option<Instant>,
     input: Input,
     /// No frame was read yet: the stream may still become a bulk transfer.
     fresh: bool,
@@ -169,7 +166,7 @@ struct Answers {
 impl Lane {
     async fn run(&mut self) -> Result<Option<Takeover>, LaneEnd> {
         loop {
-            let first = self.work().await?;
+            let first = poll_fn(|cx| self.poll_work(cx)).await?;
             let Some(work) = first else {
                 return Ok(None);
             };
@@ -202,18 +199,7 @@ impl Lane {
         }
     }
 
-    /// Something to do; `None` at the end. A frame that was begun must end in time.
-    async fn work(&mut self) -> Result<Option<Work>, LaneEnd> {
-        let Some(since) = self.partial_since else {
-            return poll_fn(|cx| self.poll_work(cx)).await;
-        };
-        let left = STALL_TIME_MAX.saturating_sub(since.elapsed());
-        match timeout(left, poll_fn(|cx| self.poll_work(cx))).await {
-            Ok(work) => work,
-            Err(_) => Err(LaneEnd::Unfinished),
-        }
-    }
-
+    /// Something to do; `None` at the end.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Work>, LaneEnd>> {
         if !self.answers.done.borrow().is_empty() {
             return Poll::Ready(Ok(Some(Work::Again)));
@@ -257,7 +243,7 @@ impl Lane {
                 }
                 return Ok(None);
             };
-            self.session.frames.set(self.session.frames.get() + 1);
+            self.session.ended_frame(self.send.id());
             // A frame has ended in the last piece, or whole frames are held in it.
             self.held_bytes = self.held_bytes.min(self.last_bytes);
             let request = frame.request;
@@ -407,13 +393,13 @@ impl Lane {
         self.partial = None;
         if !self.reader.is_mid_frame() {
             self.held_bytes = 0;
-            self.partial_since = None;
+            self.session.ended_frame(self.send.id());
             return Ok(());
         }
         if self.input == Input::Open {
             // It holds the datagrams that its pieces came in.
             self.reader.compact();
-            self.partial_since.get_or_insert_with(Instant::now);
+            self.session.began_frame(self.send.id());
         }
         let admitted = self.session.admit(Bound::Partial, self.held_bytes as u64);
         self.partial = Some(admitted.map_err(|_| LaneEnd::Overloaded)?);
@@ -434,7 +420,6 @@ impl Lane {
             }
             LaneEnd::Overloaded => (0, Refusal::busy(RETRY_AFTER_MS_MIN), codes::BUSY),
             LaneEnd::Stalled => return connection.close(codes::STALLED, b"answers were not taken"),
-            LaneEnd::Unfinished => return connection.close(codes::STALLED, b"a frame was begun and did not end"),
         };
         counters.refused(refusal.code);
         let reason = refusal.to_string();
@@ -479,13 +464,14 @@ pub(crate) async fn write_all(session: &Session, send: &mut SendStream, pieces: 
             return Ok(());
         }
     }
-    let rest = async {
+    // On the heap: every idle lane would carry the room for this.
+    let rest = Box::pin(async {
         match is_charged {
             true => Ok(send.write_chunks(pieces).await?),
             false => write_in_parts(session, send, pieces, wanted).await,
         }
-    };
-    timeout(STALL_TIME_MAX, rest).await.unwrap_or(Err(LaneEnd::Stalled))
+    });
+    Box::pin(timeout(STALL_TIME_MAX, rest)).await.unwrap_or(Err(LaneEnd::Stalled))
 }
 
 async fn write_in_parts(

@@ -5,7 +5,7 @@ use std::{
     rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use metanode_quic::Connection;
@@ -157,9 +157,9 @@ impl Shard {
         let mut stuck = Vec::new();
         self.sessions.borrow_mut().retain(|session| {
             let Some(session) = session.upgrade() else { return false };
-            let looks = if session.is_stuck() { session.stuck_looks.get() + 1 } else { 0 };
+            let looks = if session.account.is_stuck() { session.stuck_looks.get() + 1 } else { 0 };
             session.stuck_looks.set(looks);
-            if STUCK_LOOK_PERIOD * looks > patience {
+            if STUCK_LOOK_PERIOD * looks > patience || session.has_unfinished(patience) {
                 stuck.push(session);
             }
             true
@@ -197,9 +197,8 @@ pub(crate) struct Session {
     /// Lanes that wait until one is answered.
     waiting_for_room: RefCell<Vec<Waker>>,
     bulk_uploads: Cell<u64>,
-    /// Frames that have ended, and how many there were at the last look.
-    pub(crate) frames: Cell<u64>,
-    frames_seen: Cell<u64>,
+    /// Streams with a frame of which a part has arrived, and since when.
+    unfinished: RefCell<Vec<(u64, Instant)>>,
     /// Looks in a row that found it stuck.
     stuck_looks: Cell<u32>,
 }
@@ -228,8 +227,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, connection: Connection) {
         unanswered: Cell::new(0),
         waiting_for_room: RefCell::default(),
         bulk_uploads: Cell::new(0),
-        frames: Cell::new(0),
-        frames_seen: Cell::new(0),
+        unfinished: RefCell::default(),
         stuck_looks: Cell::new(0),
     });
     session.set_window();
@@ -256,11 +254,22 @@ impl Session {
         InFlight(self.clone())
     }
 
-    /// Whether it has kept something since the last look, and nothing of that has moved.
-    fn is_stuck(&self) -> bool {
-        let has_frames = self.frames.get() != self.frames_seen.replace(self.frames.get());
-        let keeps_frame = self.held[Bound::Partial].get() > 0 && !has_frames;
-        self.account.is_stuck() || keeps_frame
+    /// A part of a frame has arrived on this stream.
+    pub(crate) fn began_frame(&self, stream: u64) {
+        let mut unfinished = self.unfinished.borrow_mut();
+        if !unfinished.iter().any(|(one, _)| *one == stream) {
+            unfinished.push((stream, Instant::now()));
+        }
+    }
+
+    /// All of it has, or the stream has ended.
+    pub(crate) fn ended_frame(&self, stream: u64) {
+        self.unfinished.borrow_mut().retain(|(one, _)| *one != stream);
+    }
+
+    /// Whether a frame was begun so long ago.
+    fn has_unfinished(&self, age: Duration) -> bool {
+        self.unfinished.borrow().iter().any(|(_, since)| since.elapsed() > age)
     }
 
     /// Bytes of memory that it keeps from others.
