@@ -260,19 +260,20 @@ fn clients_that_do_not_read_hold_little_and_leave_room_for_others() {
         }
         // Until all of them are stuck, or closed since they were: nothing more is sent to them.
         let (mut sent, mut most) = (0.0, 0f64);
+        let deadline = std::time::Instant::now() + DEADLINE;
         loop {
-            tokio::time::sleep(Duration::from_millis(1_100)).await; // the node publishes each second
+            tokio::time::sleep(Duration::from_millis(100)).await; // the node publishes each second
             let held = node.metric("download_bytes");
             most = most.max(held);
             // What was read and waits, and what is not acknowledged, are bounded each; a read that was under way comes on top.
             assert!(held <= (2 * BOUND + 2 * 262_144) as f64, "{held} bytes");
             let now = node.metric("quic_bytes_sent_total");
-            if now - sent < 100_000.0 {
+            if most > 100_000.0 && now - sent < 100_000.0 {
                 break;
             }
+            assert!(std::time::Instant::now() < deadline, "they held {most} bytes, and were sent {now}");
             sent = now;
         }
-        assert!(most > 100_000.0, "they held {most} bytes");
         assert_eq!(honest.lane.ask_again(1, &Get { hash: small }, &[]).await.body, bytes);
         for client in &slow {
             client.connection.close(0u32.into(), b"");
@@ -315,7 +316,8 @@ fn strangers_that_take_no_answers_leave_room_for_others() {
             client.lane.send.write_all(&out).await.unwrap();
             deaf.push(client);
         }
-        let received = 24_000.0 * 48.0; // a header and a hash each
+        // The first packet of each; more is not read of who takes no answers.
+        let received = 24.0 * 1_000.0;
         let deadline = std::time::Instant::now() + DEADLINE;
         while node.metric("received_bytes_total") < received {
             assert!(std::time::Instant::now() < deadline, "the node does not read");
@@ -329,7 +331,11 @@ fn strangers_that_take_no_answers_leave_room_for_others() {
         // From the disk: the cache is small, and others came through it.
         let (hash, bytes) = &blobs[0];
         assert_eq!(honest.lane.ask_again(3, &Get { hash: *hash }, &[]).await.body, *bytes);
-        assert!(node.metric("connections_stalled_total") > 0.0);
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while node.metric("connections_stalled_total") == 0.0 {
+            assert!(std::time::Instant::now() < deadline, "nobody was closed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     });
     node.stop();
 }
