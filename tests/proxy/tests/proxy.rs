@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use metanode_proxy::{Conditions, Counts, Proxy};
@@ -32,6 +32,14 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buffer[..length].to_vec(), from)
 }
 
+fn wait_for(mut event: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !event() {
+        assert!(Instant::now() < deadline, "no such event in {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn datagrams_pass_both_ways_and_clients_change_their_address() {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
@@ -47,9 +55,7 @@ fn datagrams_pass_both_ways_and_clients_change_their_address() {
         assert_eq!(bytes, b"again");
         if second == first {
             // It overtook the wish; the next one doesn't.
-            while proxy.rebound() == 0 {
-                std::thread::yield_now();
-            }
+            wait_for(|| proxy.rebound() > 0);
             client.send(b"again").unwrap();
             second = receive(&server).1;
         }
@@ -117,5 +123,7 @@ fn what_the_path_does_not_carry_vanishes() {
     client.send(&[0; 101]).unwrap();
     client.send(&[0; 100]).unwrap();
     assert_eq!(receive(&server).0.len(), 100);
+    // A datagram is counted after it was sent, so it may arrive before its count.
+    wait_for(|| proxy.counts().passed > 0);
     assert_eq!(proxy.counts(), Counts { passed: 1, too_large: 1, ..Counts::default() });
 }
