@@ -135,6 +135,12 @@ pub(crate) enum Store {
         /// Without a node: reads the files themselves, and follows all references. Changes nothing
         #[arg(long)]
         offline: bool,
+        /// Store damaged blobs again; what can't be read here is fetched from the nodes of --from
+        #[arg(long)]
+        repair: bool,
+        /// A node that may have them too; may be given more than once
+        #[arg(long, value_name = "TICKET", requires = "repair", conflicts_with = "offline")]
+        from: Vec<Ticket>,
     },
 }
 

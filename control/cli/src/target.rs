@@ -29,6 +29,11 @@ impl Target {
         if let Some(ticket) = named.or(global.node.as_ref()) {
             return Ok(Self { ticket: ticket.node_only(), identity: identity(global)? });
         }
+        Self::local(global)
+    }
+
+    /// The node that runs on the data folder.
+    pub(crate) fn local(global: &Global) -> Result<Self> {
         let folder = data_folder(global)?;
         let status = admin::status(&folder)?;
         let identity = match &global.key {

@@ -7,7 +7,8 @@
 //! | request | answer | meaning |
 //! |---|---|---|
 //! | [`Request::Status`] | [`Reply::Status`] | sums over all shards, at most a second old |
-//! | [`Request::Scrub`], [`Request::Compact`] | [`Reply::Begun`] with a number | the work has begun on all shards; [`StoreStatus`] says how far it is |
+//! | [`Request::Scrub`], [`Request::Compact`], [`Request::Survey`] | [`Reply::Begun`] with a number | the work has begun on all shards; [`StoreStatus`] says how far it is |
+//! | [`Request::Damaged`] | [`Reply::Damaged`] | the blobs that the latest survey has found so far, page by page |
 //! | [`Request::StoreStatus`] | [`Reply::StoreStatus`] | sums over all shards, at most a second old |
 //! | [`Request::Stop`] | [`Reply::Done`], then the end of the stream | `Done`: the stop has begun. The stream ends when the last request is answered, everything is synced and the data folder's lock is released, in a process that may still take milliseconds to exit. |
 //!
@@ -16,22 +17,27 @@
 
 mod status;
 
+use metanode_types::Hash;
 /// How a store is: sums over all shards.
 pub use metanode_wire::message::StoreStatusReply as StoreStatus;
 use metanode_wire::{
     Frame, FrameError, FrameLimits, Kind, Refusal, encode,
     message::{
-        AdminMaintain, AdminStop, AdminStoreStatus, Done, MaintainReply, NodeStatus, NodeStatusReply, Refused,
-        StoreStatusReply,
+        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, DamagedPage, Done, MaintainReply, NodeStatus,
+        NodeStatusReply, Refused, StoreStatusReply,
     },
 };
 pub use status::NodeStatusInfo;
 
-/// What a frame on the local socket may have at most: a status has some hundred bytes, and there are no bodies.
+/// What a frame on the local socket may have at most: [`DAMAGED_PAGE_MAX`] hashes, and there are no bodies.
 pub const FRAME_LIMITS: FrameLimits = FrameLimits { head_bytes_max: 4_096, body_bytes_max: 0 };
+
+/// Hashes in a [`Reply::Damaged`]: as many as leave room for the rest of the frame's 4 KiB.
+pub const DAMAGED_PAGE_MAX: usize = 120;
 
 const SCRUB: u8 = 0;
 const COMPACT: u8 = 1;
+const SURVEY: u8 = 2;
 
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,13 @@ pub enum Request {
     },
     /// Free what can be freed.
     Compact,
+    /// Look for the blobs that known damage belongs to.
+    Survey,
+    /// Which blobs has the latest survey found?
+    Damaged {
+        /// Only addresses behind this one.
+        after: Option<Hash>,
+    },
     /// How is the store?
     StoreStatus,
     /// Drain, sync, end.
@@ -60,6 +73,8 @@ impl Request {
                 encode(out, request, &AdminMaintain { what: SCRUB, bytes_per_second }, 0);
             }
             Self::Compact => encode(out, request, &AdminMaintain { what: COMPACT, bytes_per_second: 0 }, 0),
+            Self::Survey => encode(out, request, &AdminMaintain { what: SURVEY, bytes_per_second: 0 }, 0),
+            Self::Damaged { after } => encode(out, request, &AdminDamaged { after: after.map(|hash| hash.0) }, 0),
             Self::StoreStatus => encode(out, request, &AdminStoreStatus {}, 0),
             Self::Stop => encode(out, request, &AdminStop {}, 0),
         }
@@ -74,10 +89,15 @@ impl Request {
                 match maintain.what {
                     SCRUB => Ok(Self::Scrub { bytes_per_second: maintain.bytes_per_second.to_native() }),
                     COMPACT => Ok(Self::Compact),
+                    SURVEY => Ok(Self::Survey),
                     _ => Err(FrameError::Malformed),
                 }
             }
             Kind::AdminStoreStatus => frame.message::<AdminStoreStatus>().map(|_| Self::StoreStatus),
+            Kind::AdminDamaged => {
+                let after = frame.message::<AdminDamaged>()?.after.as_ref().map(|hash| Hash(*hash));
+                Ok(Self::Damaged { after })
+            }
             Kind::AdminStop => frame.message::<AdminStop>().map(|_| Self::Stop),
             other => Err(FrameError::Unexpected(other)),
         }
@@ -89,10 +109,17 @@ impl Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Box<NodeStatusInfo>),
-    /// To [`Request::Scrub`] and [`Request::Compact`]: the number of the work.
+    /// To [`Request::Scrub`], [`Request::Compact`] and [`Request::Survey`]: the number of the work.
     Begun(u64),
     /// To [`Request::StoreStatus`].
     StoreStatus(Box<StoreStatus>),
+    /// To [`Request::Damaged`].
+    Damaged {
+        /// At most [`DAMAGED_PAGE_MAX`], in order.
+        hashes: Vec<Hash>,
+        /// Whether there are more behind the last.
+        more: bool,
+    },
     /// To [`Request::Stop`].
     Done,
     /// To what is neither.
@@ -106,6 +133,10 @@ impl Reply {
             Self::Status(info) => encode(out, request, &info.to_message(), 0),
             Self::Begun(number) => encode(out, request, &MaintainReply { number: *number }, 0),
             Self::StoreStatus(status) => encode(out, request, &**status, 0),
+            Self::Damaged { hashes, more } => {
+                let hashes = hashes.iter().map(|hash| hash.0).collect();
+                encode(out, request, &DamagedPage { hashes, more: *more }, 0);
+            }
             Self::Done => encode(out, request, &Done {}, 0),
             Self::Refused(refusal) => encode(out, request, &refusal.to_message(), 0),
         }
@@ -134,7 +165,17 @@ impl Reply {
                     scrub_bytes: reply.scrub_bytes.to_native(),
                     scrub_corrupt: reply.scrub_corrupt.to_native(),
                     corrupt_reads: reply.corrupt_reads.to_native(),
+                    survey_done: reply.survey_done.to_native(),
                 })))
+            }
+            Kind::DamagedPage => {
+                let page = frame.message::<DamagedPage>()?;
+                let hashes: Vec<_> = page.hashes.iter().map(|hash| Hash(*hash)).collect();
+                // One that promises more and is empty, or goes backwards, would have a reader ask for ever.
+                if !hashes.is_sorted_by(|a, b| a < b) || (page.more && hashes.is_empty()) {
+                    return Err(FrameError::Malformed);
+                }
+                Ok(Self::Damaged { hashes, more: page.more })
             }
             Kind::Done => frame.message::<Done>().map(|_| Self::Done),
             Kind::Refused => frame.message::<Refused>().map(|message| Self::Refused(Refusal::from_message(message))),
@@ -160,7 +201,9 @@ mod tests {
     #[test]
     fn requests_and_replies_round_trip() {
         let scrub = Request::Scrub { bytes_per_second: 5 };
-        for request in [Request::Status, scrub, Request::Compact, Request::StoreStatus, Request::Stop] {
+        let damaged = [None, Some(Hash([7; 32]))].map(|after| Request::Damaged { after });
+        let others = [Request::Status, scrub, Request::Compact, Request::Survey, Request::StoreStatus, Request::Stop];
+        for request in others.into_iter().chain(damaged) {
             let frame = frame(|out| request.encode(out, 7));
             assert_eq!((frame.request, Request::from_frame(&frame)), (7, Ok(request)));
         }
@@ -178,11 +221,19 @@ mod tests {
             scrub_bytes: 10,
             scrub_corrupt: 11,
             corrupt_reads: 12,
+            survey_done: 13,
         };
         let store = Reply::StoreStatus(Box::new(store));
-        for reply in
-            [status, store, Reply::Begun(3), Reply::Done, Reply::Refused(Refusal::new(RefusalCode::Malformed, "what?"))]
-        {
+        let hashes = (0..DAMAGED_PAGE_MAX as u8).map(|byte| Hash([byte; 32])).collect();
+        let damaged = Reply::Damaged { hashes, more: true };
+        for reply in [
+            status,
+            store,
+            damaged,
+            Reply::Begun(3),
+            Reply::Done,
+            Reply::Refused(Refusal::new(RefusalCode::Malformed, "what?")),
+        ] {
             let frame = frame(|out| reply.encode(out, 9));
             assert_eq!((frame.request, Reply::from_frame(&frame)), (9, Ok(reply)));
         }
@@ -192,6 +243,14 @@ mod tests {
     fn what_is_no_request_is_no_request() {
         let frame = frame(|out| Reply::Done.encode(out, 0));
         assert_eq!(Request::from_frame(&frame), Err(FrameError::Unexpected(Kind::Done)));
+    }
+
+    #[test]
+    fn a_page_without_an_end_is_malformed() {
+        for hashes in [vec![], vec![[2; 32], [1; 32]]] {
+            let frame = frame(|out| metanode_wire::encode(out, 0, &DamagedPage { hashes, more: true }, 0));
+            assert_eq!(Reply::from_frame(&frame), Err(FrameError::Malformed));
+        }
     }
 
     #[test]

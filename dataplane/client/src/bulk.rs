@@ -1,11 +1,6 @@
 //! Transfers that take a stream for themselves: any range of any blob out, any blob in.
 
-use std::{
-    collections::VecDeque,
-    io,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, io, pin::pin, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use metanode_blob::tree::{SliceDecoder, SliceError};
@@ -14,7 +9,7 @@ use metanode_wire::{
     Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, encode,
     message::{BulkBegin, Chunk, GetBulk, Have, HaveReply, KnownChunk, PutBulk, PutEnd, Stored as StoredMessage},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     BlobSink, BlobSource, ClientError, PutOptions, Stored,

@@ -15,8 +15,9 @@ use metanode_wire::{
 use tokio::{io::AsyncRead, sync::OnceCell};
 
 use crate::{
-    BlobSink, BlobSource, ClientConfig, ClientError, Fetched, ReaderSource, bulk,
-    bulk::Resume,
+    BlobSink, BlobSource, ClientConfig, ClientError, Fetched, ReaderSource,
+    beside::{self, Replica},
+    bulk::{self, Resume},
     dial::{Dialer, Dialled, STEERABLE_SHARDS_MAX},
     link::{Link, close},
     stream::Rejoined,
@@ -29,6 +30,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Other nodes that large blobs are taken from as well.
+    replicas: Arc<[Replica]>,
 }
 
 #[derive(Debug)]
@@ -152,7 +155,25 @@ impl Client {
         let primary = if aware { ShardId(shard) } else { ShardId(0) };
         let links: Vec<_> = shards.iter().map(|_| OnceCell::new()).collect();
         let _ = links[primary.index()].set(first); // empty so far
-        Ok(Self { inner: Arc::new(Inner { dialer, shards, primary, links, hashes: HashBatcher::default() }) })
+        let inner = Arc::new(Inner { dialer, shards, primary, links, hashes: HashBatcher::default() });
+        Ok(Self { inner, replicas: Arc::default() })
+    }
+
+    /// As this client, but ranges of 8 MiB and more are taken from the nodes of `tickets` as well, side by side. They are connected to when
+    /// that is first needed; one that can't be reached, has not the blob or sends something else is left out. Everything else
+    /// is asked of this client's own node.
+    #[must_use]
+    pub fn beside(&self, tickets: impl IntoIterator<Item = Ticket>) -> Self {
+        let others = tickets.into_iter().filter(|ticket| ticket.node != self.node()).map(Replica::new);
+        Self { inner: self.inner.clone(), replicas: others.collect() }
+    }
+
+    pub(crate) fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.inner.dialer.config
     }
 
     /// Makes the connections to all shards now, rather than when each is first needed.
@@ -188,7 +209,7 @@ impl Client {
         self.primary().link.welcome.whole_bytes_max
     }
 
-    /// Traffic of all connections.
+    /// Traffic of all connections to this client's own node.
     pub fn wire_counters(&self) -> WireCounters {
         let mut sum = WireCounters::default();
         for dialled in self.inner.links.iter().filter_map(OnceCell::get) {
@@ -241,15 +262,30 @@ impl Client {
     }
 
     /// Fetches a range of a blob of any size into `sink`, which sees verified bytes only. A connection that is lost on the way,
-    /// or bytes that don't match, leave in the sink what was verified before.
+    /// or bytes that don't match, leave in the sink what was verified before. From several nodes at once when the client knows of them
+    /// ([`Client::beside`]).
     pub async fn get_range(
         &self,
         hash: Hash,
         range: ByteRange,
         sink: &mut impl BlobSink,
     ) -> Result<Fetched, ClientError> {
+        let size_bytes = beside::proven_size(self, hash, range).await?;
+        match size_bytes.and_then(|size_bytes| Some((size_bytes, range.clamp(size_bytes)?))) {
+            Some((size_bytes, part)) => beside::get(self, hash, size_bytes, part, sink).await,
+            None => self.get_range_alone(hash, range, sink).await,
+        }
+    }
+
+    /// As [`Client::get_range`], from this client's own node.
+    pub(crate) async fn get_range_alone(
+        &self,
+        hash: Hash,
+        range: ByteRange,
+        sink: &mut impl BlobSink,
+    ) -> Result<Fetched, ClientError> {
         let link = self.link_of(&hash).await?;
-        bulk::get(link, hash, range, sink, self.inner.dialer.config.busy_patience).await
+        bulk::get(link, hash, range, sink, self.config().busy_patience).await
     }
 
     /// Stores a blob of any size; `size_bytes`, when known, lets the node refuse early. Holds a few chunks in memory.
@@ -395,9 +431,12 @@ impl Client {
         })
     }
 
-    /// Closes all connections and gives the last packets a moment to leave.
+    /// Closes all connections, those to other nodes too, and gives the last packets a moment to leave.
     pub async fn close(self) {
-        let endpoints: Vec<_> = self.inner.links.iter().filter_map(OnceCell::get).collect();
+        let others = self.replicas.iter().filter_map(Replica::connected);
+        let clients = std::iter::once(&self).chain(others);
+        let endpoints: Vec<_> =
+            clients.flat_map(|client| client.inner.links.iter().filter_map(OnceCell::get)).collect();
         for dialled in &endpoints {
             dialled.link.connection().close(close::DONE.into(), b"");
         }

@@ -1,6 +1,6 @@
 //! What a client can be told to do differently.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
 use metanode_congestion::Congestion;
 use metanode_crypto::{Identity, tls::CipherSuite};
@@ -48,6 +48,29 @@ pub struct ClientConfig {
     pub idle_timeout: Duration,
     /// What the client calls itself in the node's log.
     pub agent: String,
+    /// Where sockets and random numbers come from when not from the operating system: simulations have both of their own.
+    #[doc(hidden)]
+    pub surroundings: Option<Surroundings>,
+}
+
+/// See [`ClientConfig::surroundings`].
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Makes sockets.
+    pub sockets: Arc<MakeSocket>,
+    /// Fills bytes with numbers.
+    pub numbers: Arc<FillRandom>,
+}
+
+/// Makes a socket that can reach an address of this kind.
+type MakeSocket = dyn Fn(IpAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> + Send + Sync;
+type FillRandom = dyn Fn(&mut [u8]) + Send + Sync;
+
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Surroundings")
+    }
 }
 
 impl ClientConfig {
@@ -71,6 +94,7 @@ impl ClientConfig {
             congestion: Congestion::default(),
             idle_timeout: Duration::from_secs(30),
             agent: concat!("metanode-client/", env!("CARGO_PKG_VERSION")).into(),
+            surroundings: None,
         }
     }
 
@@ -97,6 +121,16 @@ impl ClientConfig {
         let mut endpoint = quinn::EndpointConfig::default();
         // Clamped: QUIC wants at least 1,200 (RFC 9000 section 18.2), which is all that can make this fail.
         let _ = endpoint.max_udp_payload_size(self.mtu_bytes_max.max(1200));
+        let mut seed = [0; 32];
+        self.fill_random(&mut seed);
+        endpoint.rng_seed(Some(seed));
         endpoint
+    }
+
+    pub(crate) fn fill_random(&self, bytes: &mut [u8]) {
+        match &self.surroundings {
+            Some(surroundings) => (surroundings.numbers)(bytes),
+            None => getrandom::fill(bytes).expect("the operating system's generator works: TLS needs it too"),
+        }
     }
 }

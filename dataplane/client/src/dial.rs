@@ -64,9 +64,8 @@ impl Dialer {
     ) -> Result<Dialled, ClientError> {
         let endpoint = self.endpoint(address).map_err(ClientError::Socket)?;
         let mut config = self.quic.clone();
-        if let Some((shard, count)) = shard {
-            config.initial_dst_cid_provider(Arc::new(move || initial_cid(shard, count)));
-        }
+        let numbers = self.config.clone();
+        config.initial_dst_cid_provider(Arc::new(move || initial_cid(shard, |bytes| numbers.fill_random(bytes))));
         let unreachable = |why: String| ClientError::Unreachable(vec![(address, why)]);
         let connecting =
             endpoint.connect_with(config, address, SERVER_NAME).map_err(|error| unreachable(error.to_string()))?;
@@ -83,6 +82,11 @@ impl Dialer {
     }
 
     fn endpoint(&self, towards: SocketAddr) -> std::io::Result<quinn::Endpoint> {
+        let runtime = Arc::new(quinn::TokioRuntime);
+        if let Some(surroundings) = &self.config.surroundings {
+            let socket = (surroundings.sockets)(towards.ip())?;
+            return quinn::Endpoint::new_with_abstract_socket(self.config.endpoint(), None, socket, runtime);
+        }
         let local: SocketAddr = match towards {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -91,7 +95,7 @@ impl Dialer {
         // The kernel grants what its own limit allows; less only makes losses under load likelier.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, self.config.socket_buffer_bytes);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, self.config.socket_buffer_bytes);
-        quinn::Endpoint::new(self.config.endpoint(), None, socket, Arc::new(quinn::TokioRuntime))
+        quinn::Endpoint::new(self.config.endpoint(), None, socket, runtime)
     }
 
     /// Why a handshake failed. TLS alerts (RFC 8446 section 6) travel as QUIC crypto errors (RFC 9001 section 4.8).
@@ -115,11 +119,13 @@ impl Dialer {
     }
 }
 
-/// A random connection ID whose first byte modulo `count` is `shard`.
-fn initial_cid(shard: ShardId, count: ShardCount) -> quinn::ConnectionId {
+/// A random connection ID; when a shard of so many is to be reached, its first byte modulo their count is that shard.
+fn initial_cid(shard: Option<(ShardId, ShardCount)>, fill_random: impl Fn(&mut [u8])) -> quinn::ConnectionId {
     let mut bytes = [0; INITIAL_CID_BYTES];
-    getrandom::fill(&mut bytes).expect("the operating system's generator works: TLS has used it already");
-    bytes[0] = steering_byte(shard, count, bytes[0]);
+    fill_random(&mut bytes);
+    if let Some((shard, count)) = shard {
+        bytes[0] = steering_byte(shard, count, bytes[0]);
+    }
     quinn::ConnectionId::new(&bytes)
 }
 
@@ -150,7 +156,8 @@ mod tests {
     #[test]
     fn initial_connection_ids_are_long_enough_and_differ() {
         let count = ShardCount::new(4).unwrap();
-        let (a, b) = (initial_cid(ShardId(3), count), initial_cid(ShardId(3), count));
+        let random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap();
+        let [a, b] = [0; 2].map(|_| initial_cid(Some((ShardId(3), count)), random));
         assert!(a.len() >= 8 && a[0] % 4 == 3);
         assert_ne!(&a[..], &b[..]);
     }

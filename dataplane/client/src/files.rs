@@ -13,13 +13,16 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use metanode_types::{ByteRange, Hash, limits::GROUP_BYTES};
 use metanode_wire::RefusalCode;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     BlobSink, BlobSource, Client, ClientError, Counted, Fetched, Got, Progress, PutOptions, Stored, link::busy_pause,

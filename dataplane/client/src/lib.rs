@@ -12,8 +12,9 @@
 //! * Nothing here panics on anything that a node sends.
 //!
 //! Inside, `link` is the hot path (one connection and its lanes), `pending` its table of requests, `bulk` the transfers that
-//! take a stream for themselves, `dial` the way from a ticket to a connection and its shard.
+//! take a stream for themselves, `beside` one transfer from several nodes, `dial` the way from a ticket to a connection and its shard.
 
+mod beside;
 mod bulk;
 mod client;
 mod config;
@@ -29,6 +30,8 @@ mod stream;
 pub use bulk::Fetched;
 pub use client::{BlobInfo, BlobLine, Client, Got, Page, PutOptions, Stored, WireCounters};
 pub use config::ClientConfig;
+#[doc(hidden)]
+pub use config::Surroundings;
 pub use error::ClientError;
 pub use metanode_congestion::Congestion;
 pub use progress::{Counted, Progress};

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use metanode_wire::{
     Frame, FrameError, FrameLimits, FrameReader, Kind, Message, Refusal, RefusalCode, encode,
     message::{Hello, Refused, Welcome},
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     ClientConfig, ClientError,

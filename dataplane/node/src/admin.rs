@@ -6,6 +6,6 @@
 mod client;
 mod server;
 
-pub use client::{AdminError, compact, scrub, status, stop, store_status};
+pub use client::{AdminError, compact, damaged, scrub, status, stop, store_status, survey};
 pub use metanode_admin_api::StoreStatus;
 pub(crate) use server::{Stoppers, serve};

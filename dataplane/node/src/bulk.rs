@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_quic::{RecvStream, SendStream};
-use metanode_shard::Timer;
+use metanode_shard::{Timer, now};
 use metanode_store::{PutOptions, Slice, StoreError};
 use metanode_types::{
     ByteRange, Hash,
@@ -74,7 +74,7 @@ pub(crate) async fn get(session: Rc<Session>, mut send: SendStream, recv: RecvSt
     let mut begun = false;
     let result = send_slice(&session, &mut send, &request, &mut begun).await;
     counters.bulk_transfers.sub(1);
-    counters.seconds[Operation::GetBulk].record(request.arrived.elapsed());
+    counters.seconds[Operation::GetBulk].record(now() - request.arrived);
     drop(recv);
     match result {
         Ok(()) => {
@@ -143,7 +143,7 @@ pub(crate) async fn put(
     let mut input = Input { recv, reader, timer: Timer::after(STALL_TIME_MAX) };
     let result = receive(&session, &mut input, &request).await;
     counters.bulk_transfers.sub(1);
-    counters.seconds[Operation::PutBulk].record(request.arrived.elapsed());
+    counters.seconds[Operation::PutBulk].record(now() - request.arrived);
     let answered = match result {
         Ok(stored) => send_pieces(&session, &mut send, &mut [stored]).await,
         Err(failure) => Err(failure),

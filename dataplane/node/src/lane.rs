@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_quic::{ReadError, RecvStream, SendStream, TryRead, WriteError};
-use metanode_shard::{spawn_local, timeout, yield_now};
+use metanode_shard::{now, spawn_local, timeout, yield_now};
 use metanode_types::Hash;
 use metanode_wire::{Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, message::Get};
 
@@ -170,7 +170,7 @@ impl Lane {
             let Some(work) = first else {
                 return Ok(None);
             };
-            let arrived = Instant::now();
+            let arrived = now();
             if let Work::Bytes(bytes) = work {
                 self.take_in(bytes);
             }
@@ -381,7 +381,7 @@ impl Lane {
         let counters = &self.session.shard.counters;
         counters.bytes_out.add(self.batch.bytes() as u64);
         write_all(&self.session, &mut self.send, self.batch.take()).await?;
-        let now = Instant::now();
+        let now = now();
         for answered in self.answered.drain(..) {
             counters.seconds[answered.operation].record(now.saturating_duration_since(answered.arrived));
         }

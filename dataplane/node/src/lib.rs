@@ -45,6 +45,8 @@ mod request;
 mod run;
 mod session;
 mod shard;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod state;
 
 pub use config::Config;

@@ -1,9 +1,9 @@
 //! Requests: from frames to types, and from types to answers.
 
-use std::{rc::Rc, time::Instant};
+use std::rc::Rc;
 
 use bytes::Bytes;
-use metanode_shard::run_blocking;
+use metanode_shard::{now, run_blocking};
 use metanode_store::{Fetched, PutOptions, StoreError, WHOLE_BYTES_MAX};
 use metanode_types::{
     BlobKind, DurabilityClass, Hash, TagName,
@@ -106,7 +106,7 @@ impl Request {
                 }
                 Self::Have(have.names.iter().map(|name| Hash(*name)).collect())
             }
-            Kind::AdminStop | Kind::AdminMaintain | Kind::AdminStoreStatus => {
+            Kind::AdminStop | Kind::AdminMaintain | Kind::AdminStoreStatus | Kind::AdminDamaged => {
                 let refusal = Refusal::new(RefusalCode::NotSupported, "a node is managed over its local socket only");
                 return Err(refusal.into());
             }
@@ -199,9 +199,9 @@ pub(crate) async fn answer(session: &Session, request: Request, admitted: Admitt
 /// Reads a blob that is not in the memory of this shard.
 async fn get(session: &Session, hash: Hash, answer: &mut Permit) -> Result<Reply, StoreError> {
     let shard = &session.shard;
-    let arrived = Instant::now();
+    let arrived = now();
     let _place = shard.reads.enter().await;
-    shard.read_wait.set(arrived.elapsed());
+    shard.read_wait.set(now() - arrived);
     // The size is known here only if this shard has the blob; then the rest is given back.
     let most = shard.store.size_here(&hash).map_or(WHOLE_BYTES_MAX as u64, |size| size.min(WHOLE_BYTES_MAX as u64));
     if let Err(retry_after_ms) = answer.extend(most) {

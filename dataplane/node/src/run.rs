@@ -8,6 +8,9 @@
 mod assemble;
 mod conduct;
 
+#[cfg(feature = "sim")]
+pub(crate) use assemble::{FORWARD_CAPACITY, quic_config};
+
 use std::{
     io,
     net::SocketAddr,
@@ -96,7 +99,7 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
     }

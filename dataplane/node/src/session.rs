@@ -9,7 +9,7 @@ use std::{
 };
 
 use metanode_quic::Connection;
-use metanode_shard::spawn_local;
+use metanode_shard::{now, spawn_local};
 use metanode_store::{Leases, Store};
 use metanode_types::NodeKey;
 use metanode_wire::RefusalCode;
@@ -258,7 +258,7 @@ impl Session {
     pub(crate) fn began_frame(&self, stream: u64) {
         let mut unfinished = self.unfinished.borrow_mut();
         if !unfinished.iter().any(|(one, _)| *one == stream) {
-            unfinished.push((stream, Instant::now()));
+            unfinished.push((stream, now()));
         }
     }
 
@@ -269,7 +269,7 @@ impl Session {
 
     /// Whether a frame was begun so long ago.
     fn has_unfinished(&self, age: Duration) -> bool {
-        self.unfinished.borrow().iter().any(|(_, since)| since.elapsed() > age)
+        self.unfinished.borrow().iter().any(|(_, since)| now() - *since > age)
     }
 
     /// Bytes of memory that it keeps from others.

@@ -8,9 +8,9 @@ use std::{
 
 use metanode_quic::{Connection, Datagram, Endpoint, ShardSocket};
 use metanode_shard::{
-    ShardCount, ShardId,
+    ShardCount, ShardId, Task,
     mesh::{InjectorPort, MeshPort},
-    sleep, spawn_local, timeout,
+    now, sleep, spawn_local, timeout,
 };
 use metanode_store::{OpenError, Store, StoreError, StorePort, StoreShared};
 
@@ -82,16 +82,7 @@ pub(crate) async fn run(seed: Seed) {
     };
     events.send(Event::Opened(Ok(()))).ok();
     let this = Shard::new(store, state, &config);
-    this.publish();
-    let publishing = this.clone();
-    let _publisher = spawn_local(async move {
-        loop {
-            sleep(STUCK_LOOK_PERIOD).await;
-            publishing.publish();
-            publishing.close_stuck();
-        }
-    });
-    let _looker = spawn_local(this.outgoing.clone().look());
+    let _lookers = look_after(&this);
     let mut endpoint: Option<Rc<Endpoint>> = None;
     let mut socket_parts = Some((socket, forward));
     loop {
@@ -101,11 +92,7 @@ pub(crate) async fn run(seed: Seed) {
                 let made = Endpoint::with_counters(socket, quic.clone(), shard, count, forward, quic_counters.clone());
                 let served = made.map(|made| {
                     endpoint = Some(made.clone());
-                    let serving = this.clone();
-                    spawn_local(made.run(move |connection: Connection| {
-                        spawn_local(session::serve(serving.clone(), connection)).detach();
-                    }))
-                    .detach();
+                    serve(&this, made);
                 });
                 events.send(Event::Serving(served)).ok();
             }
@@ -123,11 +110,34 @@ pub(crate) async fn run(seed: Seed) {
     }
 }
 
+/// What looks after a shard's connections as long as it is kept.
+pub(crate) fn look_after(shard: &Rc<Shard>) -> [Task<()>; 2] {
+    shard.publish();
+    let publishing = shard.clone();
+    let publisher = spawn_local(async move {
+        loop {
+            sleep(STUCK_LOOK_PERIOD).await;
+            publishing.publish();
+            publishing.close_stuck();
+        }
+    });
+    [publisher, spawn_local(shard.outgoing.clone().look())]
+}
+
+/// Accepts connections and serves them.
+pub(crate) fn serve(shard: &Rc<Shard>, endpoint: Rc<Endpoint>) {
+    let serving = shard.clone();
+    spawn_local(endpoint.run(move |connection: Connection| {
+        spawn_local(session::serve(serving.clone(), connection)).detach();
+    }))
+    .detach();
+}
+
 /// Ends what clients do here: new requests are refused, begun ones have until `until`, then connections are closed.
-async fn drain(shard: &Shard, endpoint: &Endpoint, until: Instant) {
+pub(crate) async fn drain(shard: &Shard, endpoint: &Endpoint, until: Instant) {
     shard.draining.set(true);
     endpoint.begin_shutdown();
-    while shard.in_flight.get() > 0 && Instant::now() < until {
+    while shard.in_flight.get() > 0 && now() < until {
         sleep(DRAIN_PAUSE).await;
     }
     if shard.in_flight.get() > 0 {

@@ -119,6 +119,7 @@ impl NodeState {
             scrub_bytes: sum(|c| c.scrub_bytes.value()),
             scrub_corrupt: sum(|c| c.scrub_corrupt.value()),
             corrupt_reads: sum(|c| c.corrupt_reads.value()),
+            survey_done: least(|c| c.survey_done.value()),
         }
     }
 

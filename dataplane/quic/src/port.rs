@@ -1,14 +1,18 @@
 use std::{
-    io,
+    io::{self, IoSliceMut},
     net::{SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
+    task::{Context, Poll},
     thread,
     time::{Duration, Instant},
 };
 
+use metanode_shard::fd::Readiness;
+#[cfg(feature = "sim")]
+use metanode_shard::sim::SimSocket;
 use metanode_types::ShardCount;
-use quinn_udp::{UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// io_uring holds the sockets of a node that has just ended for some more milliseconds (3 to 11 measured): a restart waits.
@@ -39,7 +43,17 @@ impl Drop for PortGroup {
 
 /// One shard's socket of a [`PortGroup`].
 #[derive(Debug)]
-pub struct ShardSocket {
+pub struct ShardSocket(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Udp(UdpShardSocket),
+    #[cfg(feature = "sim")]
+    Simulated(SimSocket),
+}
+
+#[derive(Debug)]
+struct UdpShardSocket {
     socket: UdpSocket,
     state: UdpSocketState,
     /// Declared last: dropped after this shard's own descriptor.
@@ -81,36 +95,137 @@ impl PortGroup {
         let group = Arc::new(PortGroup { sockets: duplicates.collect::<io::Result<_>>()? });
         let sockets = sockets.into_iter().map(|socket| {
             let state = UdpSocketState::new((&socket).into())?;
-            Ok(ShardSocket { socket, state, _group: group.clone() })
+            Ok(ShardSocket(Kind::Udp(UdpShardSocket { socket, state, _group: group.clone() })))
         });
         Ok((address, sockets.collect::<io::Result<_>>()?))
     }
 }
 
 impl ShardSocket {
+    /// A socket of a simulated network.
+    #[cfg(feature = "sim")]
+    pub fn simulated(socket: SimSocket) -> Self {
+        Self(Kind::Simulated(socket))
+    }
+
     /// The port's address.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        match &self.0 {
+            Kind::Udp(udp) => udp.socket.local_addr(),
+            #[cfg(feature = "sim")]
+            Kind::Simulated(socket) => Ok(socket.address()),
+        }
     }
 
     /// Changes the kernel's send buffer, for tests of what happens when it is full.
     #[doc(hidden)]
     pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
-        self.state.set_send_buffer_size((&self.socket).into(), bytes)
-    }
-
-    pub(crate) fn raw(&self) -> UdpSockRef<'_> {
-        (&self.socket).into()
-    }
-
-    pub(crate) fn state(&self) -> &UdpSocketState {
-        &self.state
+        match &self.0 {
+            Kind::Udp(udp) => udp.state.set_send_buffer_size((&udp.socket).into(), bytes),
+            #[cfg(feature = "sim")]
+            Kind::Simulated(_) => Ok(()),
+        }
     }
 }
 
-impl AsFd for ShardSocket {
+impl AsFd for UdpShardSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// A shard's socket, on its shard: calls that don't wait, and waiting.
+pub(crate) struct WatchedSocket(Watched);
+
+enum Watched {
+    Udp(Readiness<UdpShardSocket>),
+    #[cfg(feature = "sim")]
+    Simulated(SimSocket, Instant),
+}
+
+impl WatchedSocket {
+    pub(crate) fn new(socket: ShardSocket) -> io::Result<Self> {
+        Ok(Self(match socket.0 {
+            Kind::Udp(udp) => Watched::Udp(Readiness::new(udp)?),
+            #[cfg(feature = "sim")]
+            Kind::Simulated(socket) => Watched::Simulated(socket, metanode_shard::sim::epoch()),
+        }))
+    }
+
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        match &self.0 {
+            Watched::Udp(watched) => watched.inner().socket.local_addr(),
+            #[cfg(feature = "sim")]
+            Watched::Simulated(socket, _) => Ok(socket.address()),
+        }
+    }
+
+    /// Whether the network may cut datagrams into pieces, which makes looking for its MTU pointless.
+    pub(crate) fn may_fragment(&self) -> bool {
+        match &self.0 {
+            Watched::Udp(watched) => watched.inner().state.may_fragment(),
+            #[cfg(feature = "sim")]
+            Watched::Simulated(..) => false,
+        }
+    }
+
+    /// Segments that one call sends at most.
+    pub(crate) fn max_gso_segments(&self) -> usize {
+        match &self.0 {
+            Watched::Udp(watched) => watched.inner().state.max_gso_segments(),
+            #[cfg(feature = "sim")]
+            Watched::Simulated(..) => 64,
+        }
+    }
+
+    /// Receives what has arrived, up to one entry a slot.
+    #[inline]
+    pub(crate) fn receive(&self, slots: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> io::Result<usize> {
+        match &self.0 {
+            Watched::Udp(watched) => {
+                let UdpShardSocket { socket, state, .. } = watched.inner();
+                state.recv(UdpSockRef::from(socket), slots, metas)
+            }
+            #[cfg(feature = "sim")]
+            Watched::Simulated(socket, _) => {
+                let (length, from) = socket.receive(&mut slots[0])?;
+                metas[0] = RecvMeta { addr: from, len: length, stride: length, ecn: None, dst_ip: None };
+                Ok(1)
+            }
+        }
+    }
+
+    /// Sends all of it, or says that there is no room.
+    #[inline]
+    pub(crate) fn send(&self, transmit: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+        match &self.0 {
+            Watched::Udp(watched) => {
+                let UdpShardSocket { socket, state, .. } = watched.inner();
+                state.try_send(UdpSockRef::from(socket), transmit)
+            }
+            #[cfg(feature = "sim")]
+            Watched::Simulated(socket, epoch) => {
+                let now = metanode_shard::now() - *epoch;
+                socket.send(now, transmit.destination, transmit.contents, transmit.segment_size);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.0 {
+            Watched::Udp(watched) => watched.poll_readable(cx),
+            #[cfg(feature = "sim")]
+            Watched::Simulated(socket, _) => socket.poll_readable(cx).map(Ok),
+        }
+    }
+
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.0 {
+            Watched::Udp(watched) => watched.poll_writable(cx),
+            #[cfg(feature = "sim")]
+            Watched::Simulated(..) => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -208,7 +323,8 @@ mod tests {
         while begin.elapsed() < Duration::from_secs(10) {
             let mut buffer = [0; 64];
             for (index, socket) in sockets.iter().enumerate() {
-                if socket.socket.recv_from(&mut buffer).is_ok() {
+                let Kind::Udp(udp) = &socket.0 else { unreachable!("a group has UDP sockets") };
+                if udp.socket.recv_from(&mut buffer).is_ok() {
                     return index;
                 }
             }

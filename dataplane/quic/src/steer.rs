@@ -65,7 +65,7 @@ pub(crate) struct ShardCids {
 impl ConnectionIdGenerator for ShardCids {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; CID_BYTES];
-        getrandom::fill(&mut id[..CID_LEADING_BYTES]).expect("the kernel has randomness");
+        metanode_shard::fill_random(&mut id[..CID_LEADING_BYTES]).expect("the kernel has randomness");
         id[0] = steering_byte(self.shard, self.count, id[0]);
         let checksum = self.key.checksum(&id[..CID_LEADING_BYTES]);
         id[CID_LEADING_BYTES..].copy_from_slice(&checksum);

@@ -48,5 +48,7 @@ pub use executor::{ShardPanic, Shards, ShardsConfig, current_shard, start};
 pub use metanode_types::{ShardCount, ShardId};
 pub use notice::io_in_flight;
 pub use stall::Stalls;
-pub use task::{JoinHandle, Task, fill_random, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now};
+pub use task::{
+    JoinHandle, Task, fill_random, may_linger, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now,
+};
 pub use time::{Elapsed, Timer, now, sleep, timeout};

@@ -191,6 +191,12 @@ pub fn need_preempt() -> bool {
     glommio::executor().need_preempt()
 }
 
+/// Whether to look for work for a moment before going to sleep can be worth while. Not where the clock stands still meanwhile.
+pub fn may_linger() -> bool {
+    simulated!(|_world| false);
+    true
+}
+
 /// Runs `f` on this shard's blocking thread: for system calls that io_uring lacks (statvfs, a folder's fsync), not for
 /// computation. Requests of one shard run one after the other.
 pub async fn run_blocking<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {

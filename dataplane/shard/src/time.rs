@@ -49,8 +49,18 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Outp
 
 /// A deadline that can be moved and polled by hand. Polling it many times before it expires costs nothing.
 pub struct Timer {
-    inner: glommio::timer::Timer,
     deadline: Instant,
+    inner: Inner,
+}
+
+enum Inner {
+    Real(Armable),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Sleep),
+}
+
+struct Armable {
+    timer: glommio::timer::Timer,
     armed: bool,
     notice: Arc<Notice>,
     waker: Waker,
@@ -65,19 +75,17 @@ impl fmt::Debug for Timer {
 impl Timer {
     /// Expires `duration` from now.
     pub fn after(duration: Duration) -> Self {
+        let deadline = now() + duration;
+        simulated!(|_world| Self { deadline, inner: Inner::Simulated(crate::sim::Sleep::at(deadline)) });
         let notice = Arc::new(Notice::default());
-        Self {
-            inner: glommio::timer::Timer::new(duration),
-            deadline: Instant::now() + duration,
-            armed: false,
-            waker: Waker::from(notice.clone()),
-            notice,
-        }
+        let timer = glommio::timer::Timer::new(duration);
+        let armable = Armable { timer, armed: false, waker: Waker::from(notice.clone()), notice };
+        Self { deadline, inner: Inner::Real(armable) }
     }
 
     /// Expires at `deadline`.
     pub fn at(deadline: Instant) -> Self {
-        Self::after(deadline.saturating_duration_since(Instant::now()))
+        Self::after(deadline.saturating_duration_since(now()))
     }
 
     /// When it expires.
@@ -91,23 +99,39 @@ impl Timer {
             return;
         }
         self.deadline = deadline;
-        self.inner.reset(deadline.saturating_duration_since(Instant::now()));
-        self.armed = false;
+        match &mut self.inner {
+            Inner::Real(armable) => {
+                armable.timer.reset(deadline.saturating_duration_since(Instant::now()));
+                armable.armed = false;
+            }
+            #[cfg(feature = "sim")]
+            Inner::Simulated(sleep) => *sleep = crate::sim::Sleep::at(deadline),
+        }
     }
 
     /// Moves the deadline to `duration` from now.
     pub fn reset_after(&mut self, duration: Duration) {
-        self.reset_at(Instant::now() + duration);
+        self.reset_at(now() + duration);
     }
 
     /// Ready once the deadline has passed, and from then on.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.inner {
+            Inner::Real(armable) => armable.poll_expired(cx),
+            #[cfg(feature = "sim")]
+            Inner::Simulated(sleep) => sleep.poll_expired(cx),
+        }
+    }
+}
+
+impl Armable {
+    fn poll_expired(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.armed && !self.notice.take_fired() {
             self.notice.register(cx.waker());
             return Poll::Pending;
         }
         self.notice.register(cx.waker());
-        let expired = Pin::new(&mut self.inner).poll(&mut Context::from_waker(&self.waker));
+        let expired = Pin::new(&mut self.timer).poll(&mut Context::from_waker(&self.waker));
         self.armed = expired.is_pending();
         expired.map(drop)
     }

@@ -53,6 +53,7 @@ pub enum Kind {
     AdminStop = 0x40,
     AdminMaintain = 0x41,
     AdminStoreStatus = 0x42,
+    AdminDamaged = 0x43,
     Welcome = 0x81,
     Data = 0x82,
     BulkBegin = 0x83,
@@ -66,6 +67,7 @@ pub enum Kind {
     HaveReply = 0x90,
     MaintainReply = 0xc1,
     StoreStatusReply = 0xc2,
+    DamagedPage = 0xc3,
     Refused = 0xff,
 }
 
@@ -92,6 +94,7 @@ impl Kind {
         Self::AdminStop,
         Self::AdminMaintain,
         Self::AdminStoreStatus,
+        Self::AdminDamaged,
         Self::Welcome,
         Self::Data,
         Self::BulkBegin,
@@ -105,6 +108,7 @@ impl Kind {
         Self::HaveReply,
         Self::MaintainReply,
         Self::StoreStatusReply,
+        Self::DamagedPage,
         Self::Refused,
     ];
 

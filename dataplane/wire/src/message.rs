@@ -276,7 +276,7 @@ messages! {
 
     /// Begin work on the whole store. Only on the local socket. Answer: [`MaintainReply`], at once.
     AdminMaintain {
-        /// 0: scrub; 1: compact.
+        /// 0: scrub; 1: compact; 2: survey.
         what: u8,
         /// Of a scrub: bytes to read a second; 0 is as fast as it goes.
         bytes_per_second: u64,
@@ -317,6 +317,23 @@ messages! {
         scrub_corrupt: u64,
         /// Reads that found damage, those of scrubs included, since the start.
         corrupt_reads: u64,
+        /// Surveys that were asked for and are done.
+        survey_done: u64,
+    }
+
+    /// The blobs that the latest survey has found to be damaged, in the order of their addresses. Only on the local socket. Answer:
+    /// [`DamagedPage`].
+    AdminDamaged {
+        /// Only addresses behind this one.
+        after: Option<[u8; 32]>,
+    }
+
+    /// Answer to [`AdminDamaged`].
+    DamagedPage {
+        /// In order.
+        hashes: Vec<[u8; 32]>,
+        /// Whether there are more behind the last.
+        more: bool,
     }
 
     /// The request was refused; nothing of it was done.

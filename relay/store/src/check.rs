@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use metanode_blob::extent::{ExtentPage, decode_root};
@@ -41,6 +41,8 @@ pub struct CheckReport {
     pub tags: u64,
     /// Bytes behind the last frame of a segment: the next start cuts them off. Never acknowledged, and no damage.
     pub tail_bytes: u64,
+    /// Damaged copies that newer ones have replaced: no damage, and gone with their segment.
+    pub replaced: u64,
     /// Number of findings.
     pub damages: u64,
     /// The first of them, in words.
@@ -64,6 +66,18 @@ struct Newest {
     tags: BTreeMap<Hash, ((u64, u64), RecordHead)>,
     /// Chunks whose newest copy is what it must be.
     sound: HashSet<Hash>,
+    /// Payloads without their checksums: the key, the place, and the file.
+    unsound: Vec<(Hash, Location, PathBuf)>,
+}
+
+impl Newest {
+    /// Whether it is the record at this place that counts for the key.
+    fn is_at(&self, key: &Hash, location: Location) -> bool {
+        self.chunks.get(key).is_some_and(|(_, newest)| *newest == location)
+            || [&self.roots, &self.tags]
+                .iter()
+                .any(|heads| heads.get(key).is_some_and(|(_, newest)| newest.location == location))
+    }
 }
 
 /// Checks every checksum and hash, and that what roots, tags and folders refer to is there. The caller holds the lock on the data
@@ -84,6 +98,15 @@ pub fn check(store: &Path) -> Result<CheckReport, OpenError> {
             let path = segment_path(store, log, segment);
             let begins = check_segment(&path, identity, (meta.segment_bytes, followed_in), &mut newest, &mut report);
             followed_in = begins.map_err(OpenError::io(&path))?.or(followed_in);
+        }
+    }
+    for (key, location, path) in &newest.unsound {
+        match newest.is_at(key, *location) {
+            true => {
+                let (shown, offset) = (path.display(), location.offset);
+                report.found(format!("{shown}: the payload at {offset} of {key} does not have its checksum"));
+            }
+            false => report.replaced += 1,
         }
     }
     let mut references = References { store, newest: &newest, report: &mut report, file: None };
@@ -156,7 +179,7 @@ fn check_record(
     let whole = payload.len() == length as usize
         && (length == 0 || identity.payload_checksum(offset.into(), &payload) == head.checksum);
     if !whole {
-        report.found(format!("{}: the payload at {offset} of {} does not have its checksum", path.display(), head.key));
+        newest.unsound.push((head.key, head.location, path.to_owned()));
     }
     let key = head.key;
     if matches!(head.kind, RecordKind::Chunk | RecordKind::Whole)

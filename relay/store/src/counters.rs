@@ -30,6 +30,7 @@ pub struct StoreCounters {
     pub scrub_corrupt: Counter,
     /// Numbers of the latest requests that were done.
     pub scrub_done: Gauge,
+    pub survey_done: Gauge,
     pub compact_asked: Gauge,
     pub compact_done: Gauge,
     pub mesh_requests: Counter,

@@ -1,24 +1,38 @@
-//! Work on a store that nobody waits for: scrubbing, and compaction on demand.
+//! Work on a store that nobody waits for: scrubbing, surveys of damage, and compaction on demand.
 //!
 //! A scrub reads every chunk and every map past all caches and compares them with their hashes, within a budget of bytes a second. What it finds
 //! is counted and marked: reads refuse it, and the next PUT of the blob replaces it. Without one, rot is noticed only by whoever needs the bytes, when
 //! perhaps no other copy is left.
 //!
+//! A survey names the blobs that damaged chunks and maps belong to: chunks don't know who refers to them, so it follows the map of every blob.
+//!
 //! [`Maintenance`] is how other threads ask for it: plain numbers that each shard looks at.
 
 use std::{
+    collections::BTreeSet,
+    ops::Bound,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use metanode_blob::{extent::decode_root, partition::Source};
+use metanode_blob::{
+    extent::{ExtentPage, decode_root},
+    partition::{RootEntry, Source},
+};
 use metanode_log::{Location, Table};
 use metanode_shard::{now, sleep, yield_now};
 use metanode_types::Hash;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::{StoreError, shard::Inner};
+use crate::{
+    StoreError, release,
+    request::{Reply, Request, by_owner},
+    shard::{Inner, wrong},
+};
 
 /// How often a shard looks whether anything was asked for: such work takes seconds at least.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -32,7 +46,13 @@ pub struct Maintenance {
     scrub: AtomicU64,
     scrub_bytes_per_second: AtomicU64,
     compact: AtomicU64,
+    survey: AtomicU64,
+    /// What the latest survey has found.
+    damaged: Mutex<BTreeSet<Hash>>,
 }
+
+/// Blobs that a survey lists: 3 MiB of hashes. Once these are repaired, the next survey lists others.
+const DAMAGED_MAX: usize = 100_000;
 
 impl Maintenance {
     /// Asks every shard for a pass of the scrub, at so many bytes a second of the whole store; 0 is as fast as it goes. One that is under
@@ -45,6 +65,33 @@ impl Maintenance {
     /// Asks every shard to free what can be freed, at any cost of copying. Returns the number of this request.
     pub fn compact(&self) -> u64 {
         self.compact.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Asks every shard which blobs the damage that is known belongs to; the list begins anew. Returns the number of this request.
+    pub fn survey(&self) -> u64 {
+        let mut damaged = self.listed();
+        damaged.clear();
+        self.survey.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Up to `count` blobs behind `after` that the latest survey has found so far, in order, and whether there are more.
+    pub fn damaged(&self, after: Option<&Hash>, count: usize) -> (Vec<Hash>, bool) {
+        let damaged = self.listed();
+        let mut behind = damaged.range((after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
+        let page = behind.by_ref().take(count).copied().collect();
+        (page, behind.next().is_some())
+    }
+
+    /// Lists a blob, unless another survey was asked for since.
+    fn add_damaged(&self, survey: u64, hash: Hash) {
+        let mut damaged = self.listed();
+        if self.survey.load(Relaxed) == survey && damaged.len() < DAMAGED_MAX {
+            damaged.insert(hash);
+        }
+    }
+
+    fn listed(&self) -> MutexGuard<'_, BTreeSet<Hash>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,6 +110,10 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             inner.counters.compact_asked.set(asked);
             inner.compact_hard.set(Some(asked));
             inner.compact.notify();
+        }
+        let asked = maintenance.survey.load(Relaxed);
+        if inner.counters.survey_done.value() != asked {
+            survey(&inner, asked).await;
         }
         let asked = maintenance.scrub.load(Relaxed);
         let due = next.is_some_and(|next| now() >= next);
@@ -121,6 +172,61 @@ async fn pass(inner: &Rc<Inner>, number: u64, bytes_per_second: u64) {
     counters.scrub_done.set(number);
 }
 
+/// Lists the blobs of this shard's partition that something is missing of. Ends early when another survey is asked for, or the store is
+/// closed.
+async fn survey(inner: &Rc<Inner>, number: u64) {
+    let maintenance = &inner.shared.maintenance;
+    for part in 0..Table::<()>::PARTS {
+        let roots = inner.partition.borrow().roots_part(part);
+        for (hash, root) in roots {
+            if inner.closing.get() || maintenance.survey.load(Relaxed) != number {
+                return;
+            }
+            if is_damaged(inner, &hash, &root).await {
+                maintenance.add_damaged(number, hash);
+            }
+        }
+        yield_now().await;
+    }
+    inner.counters.survey_done.set(number);
+}
+
+async fn is_damaged(inner: &Rc<Inner>, hash: &Hash, root: &RootEntry) -> bool {
+    if root.is_whole() {
+        return root.size_bytes > 0 && matches!(inner.partition.borrow().chunk(hash), Source::Corrupt);
+    }
+    let missing = root.damaged || {
+        match has_all(inner, hash, root).await {
+            Ok(all) => !all,
+            Err(StoreError::Corrupt) => true,
+            Err(error) => {
+                warn!(%hash, %error, "a survey could not look at a blob");
+                false
+            }
+        }
+    };
+    // Removed meanwhile, it is missing because it has gone.
+    missing && inner.partition.borrow().root(hash).is_some()
+}
+
+/// Whether all pages and chunks of a larger blob are there.
+async fn has_all(inner: &Rc<Inner>, hash: &Hash, root: &RootEntry) -> Result<bool, StoreError> {
+    let payload = inner.root_payload(hash, root.location).await?;
+    let extents = decode_root(&payload, root.size_bytes).map_err(|_| StoreError::Corrupt)?;
+    for (index, extent) in extents.iter().enumerate() {
+        let page = release::chunk(inner, extent.page).await?;
+        let page = ExtentPage::decode(&page, index, root.size_bytes).map_err(|_| StoreError::Corrupt)?;
+        for (owner, names) in by_owner(page.chunks, inner.shards) {
+            match inner.request(owner, Request::Have(names)).await? {
+                Reply::Have(have) if have.contains(&false) => return Ok(false),
+                Reply::Have(_) => {}
+                other => return Err(wrong(&other)),
+            }
+        }
+    }
+    Ok(true)
+}
+
 fn is_over(inner: &Inner, number: u64) -> bool {
     inner.closing.get() || inner.shared.maintenance.scrub.load(Relaxed) != number
 }
@@ -159,9 +265,9 @@ async fn check_map(inner: &Rc<Inner>, hash: &Hash, size_bytes: u64, location: Lo
 
 impl Inner {
     async fn have_chunk(self: &Rc<Self>, name: Hash) -> Result<bool, StoreError> {
-        match self.request(self.owner(&name), crate::request::Request::Have(vec![name])).await? {
-            crate::request::Reply::Have(have) => Ok(have.first() == Some(&true)),
-            other => Err(crate::shard::wrong(&other)),
+        match self.request(self.owner(&name), Request::Have(vec![name])).await? {
+            Reply::Have(have) => Ok(have.first() == Some(&true)),
+            other => Err(wrong(&other)),
         }
     }
 }

@@ -53,7 +53,7 @@ macro_rules! every_message {
 every_message! {
     Hello Welcome Get Data GetBulk BulkBegin Put PutBulk Chunk PutEnd Stored Stat StatReply Remove TagSet TagRemove TagGet
     TagTarget Done ListBlobs BlobPage ListTags TagPage NodeStatus NodeStatusReply Have HaveReply KnownChunk AdminStop AdminMaintain
-    MaintainReply AdminStoreStatus StoreStatusReply Refused
+    MaintainReply AdminStoreStatus StoreStatusReply AdminDamaged DamagedPage Refused
 }
 
 /// Whether it is the frame's message.

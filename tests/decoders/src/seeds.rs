@@ -8,10 +8,10 @@ use metanode_types::{
 use metanode_wire::{
     Entry, EntryKind, HEADER_BYTES, Kind, Manifest, Message, Refusal, RefusalCode, Ticket, encode,
     message::{
-        AdminMaintain, AdminStop, AdminStoreStatus, BlobEntry, BlobPage, BulkBegin, Chunk, Data, Done, Get, GetBulk,
-        Have, HaveReply, Hello, KnownChunk, ListBlobs, ListTags, MaintainReply, NodeStatus, NodeStatusReply, Put,
-        PutBulk, PutEnd, Refused, Remove, Stat, StatReply, Stored, TagEntry, TagGet, TagPage, TagRemove, TagSet,
-        TagTarget, Welcome,
+        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, BlobEntry, BlobPage, BulkBegin, Chunk, DamagedPage,
+        Data, Done, Get, GetBulk, Have, HaveReply, Hello, KnownChunk, ListBlobs, ListTags, MaintainReply, NodeStatus,
+        NodeStatusReply, Put, PutBulk, PutEnd, Refused, Remove, Stat, StatReply, Stored, TagEntry, TagGet, TagPage,
+        TagRemove, TagSet, TagTarget, Welcome,
     },
 };
 
@@ -108,6 +108,8 @@ fn archives(add: Add<'_>) {
     archive(add, &AdminMaintain { what: 0, bytes_per_second: 1 << 20 });
     archive(add, &MaintainReply { number: 2 });
     archive(add, &AdminStoreStatus {});
+    archive(add, &AdminDamaged { after: Some(hash) });
+    archive(add, &DamagedPage { hashes: vec![hash; 2], more: true });
     archive(add, &AdminStop {});
     archive(add, &Refusal { retry_after_ms: 50, ..Refusal::new(RefusalCode::Busy, "too much work") }.to_message());
     archive(add, &Refused { code: 999, retry_after_ms: 1, detail: "x".repeat(600) });

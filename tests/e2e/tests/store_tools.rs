@@ -62,6 +62,56 @@ fn a_scrub_finds_rot_and_a_put_heals_it() {
 }
 
 #[test]
+fn a_repair_fetches_what_is_damaged_and_nothing_else() {
+    const LARGE: usize = 9_000_000;
+    let (home, other_home) = (Home::new(), Home::new());
+    let (node, other) = (home.start(2), other_home.start(1));
+    let large = put(&home, 100, LARGE);
+    for seed in [3, 4] {
+        put(&home, seed, 50_000);
+    }
+    put(&other_home, 100, LARGE);
+    put(&other_home, 3, 50_000);
+    let clean = home.cli("store check --repair -o json").ok().json();
+    assert_eq!((clean["damaged"].as_u64(), clean["damaged_blobs"].as_u64()), (Some(0), Some(0)), "{clean}");
+
+    for (seed, size, at) in [(3, 50_000, 0), (4, 50_000, 0), (100, LARGE, 5_000_000)] {
+        flip(&home, &content(seed, size)[at..]);
+    }
+    let alone = home.cli("store check --repair -o json");
+    assert_eq!(alone.code, INTEGRITY, "{}", alone.stderr);
+    let alone = alone.json();
+    assert_eq!((alone["damaged"].as_u64(), alone["damaged_blobs"].as_u64()), (Some(3), Some(3)), "{alone}");
+    assert_eq!(alone["left"].as_array().unwrap().len(), 3, "nobody else was asked: {alone}");
+
+    let sent = other.metric("sent_bytes_total");
+    let ticket = other.ready.ticket.to_string();
+    let ran = home.cli_args(["store", "check", "--repair", "--from", &ticket, "-o", "json"]);
+    assert_eq!(ran.code, INTEGRITY, "{}", ran.stderr);
+    let report = ran.json();
+    let left: Vec<_> = report["left"].as_array().unwrap().iter().map(|left| left["hash"].as_str().unwrap()).collect();
+    assert_eq!(
+        left,
+        [metanode_crypto::hash(&content(4, 50_000)).to_string()],
+        "only this one is nowhere else: {report}"
+    );
+    assert_eq!(report["repaired_blobs"].as_u64(), Some(2), "{report}");
+    let sent = other.metric("sent_bytes_total") - sent;
+    assert!(sent < 500_000.0, "a chunk and a blob of 50 kB are damaged, {sent} bytes were sent");
+    other.stop();
+
+    put(&home, 4, 50_000);
+    let whole = home.cli("store check --repair -o json").ok().json();
+    assert_eq!((whole["damaged"].as_u64(), whole["damaged_blobs"].as_u64()), (Some(0), Some(0)), "{whole}");
+    let target = home.beside("target");
+    home.cli_args(["get", &large, target.to_str().unwrap()]).ok();
+    assert!(fs::read(&target).unwrap() == content(100, LARGE));
+    node.stop();
+    let offline = home.cli("store check --offline --repair -o json").ok().json();
+    assert_eq!((offline["replaced"].as_u64(), offline["damages"].as_u64()), (Some(3), Some(0)), "{offline}");
+}
+
+#[test]
 fn a_compaction_gives_all_space_back() {
     let home = Home::new();
     let node = home.start(1);
@@ -105,6 +155,7 @@ fn a_store_is_checked_without_a_node() {
     assert_eq!(ran.code, INTEGRITY, "{}", ran.stderr);
     let damaged = ran.json();
     assert!(damaged["damages"].as_u64().unwrap() >= 2, "the payload, and the blob: {damaged}");
+    assert_eq!(home.cli("store check --offline --repair").code, INTEGRITY);
     let hash = metanode_crypto::hash(&content(2, 20_000)).to_string();
     let findings: Vec<&str> =
         damaged["findings"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! The store on a simulated machine, seed by seed.
+//! The store on a simulated machine, seed by seed; and a node with its users over a simulated network: see [`remote`].
 //!
 //! A seed decides everything: how many shards there are, what the disk does wrong, what clients ask for and in which order tasks
 //! run, when the power fails, what is left of writes that were not synced, with how many shards the store is opened next. The
@@ -24,6 +24,7 @@ pub mod client;
 pub mod life;
 pub mod model;
 pub mod plan;
+pub mod remote;
 mod run;
 
 pub use run::{Report, run};

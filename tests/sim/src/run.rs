@@ -43,31 +43,33 @@ pub fn run(seed: u64, broken: Option<Sabotage>) -> Report {
     let model = Rc::new(RefCell::new(Model::default()));
     let plan = Plan::of(seed);
     let world = World::new(seed, plan.faults);
-    let mut report = Report {
-        seed,
-        trace: 0,
-        violations: Vec::new(),
-        openings: 0,
-        cuts: 0,
-        answered: 0,
-        refused: 0,
-        disk_changes: 0,
-    };
+    let mut report = Report::new(seed);
     let lived = catch_unwind(AssertUnwindSafe(|| lives(&world, seed, &plan, &model, &mut report)));
     sabotage::set(None);
-    if let Err(panic) = lived {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        // The model may be borrowed for good.
-        report.violations.push(format!("panicked: {}", text.unwrap_or_default()));
-    }
-    if let Ok(model) = model.try_borrow() {
-        report.violations.extend(model.violations.iter().cloned());
-        (report.answered, report.refused) = (model.answered, model.refused);
-    }
-    report.trace = world.trace();
-    report.disk_changes = world.disk_changes();
+    report.finish(lived, &model, &world);
     report
+}
+
+impl Report {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { seed, trace: 0, violations: Vec::new(), openings: 0, cuts: 0, answered: 0, refused: 0, disk_changes: 0 }
+    }
+
+    /// Adds how it ended, and what the model and the world have seen.
+    pub(crate) fn finish(&mut self, lived: std::thread::Result<()>, model: &RefCell<Model>, world: &World) {
+        if let Err(panic) = lived {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            // The model may be borrowed for good.
+            self.violations.push(format!("panicked: {}", text.unwrap_or_default()));
+        }
+        if let Ok(model) = model.try_borrow() {
+            self.violations.extend(model.violations.iter().cloned());
+            (self.answered, self.refused) = (model.answered, model.refused);
+        }
+        self.trace = world.trace();
+        self.disk_changes = world.disk_changes();
+    }
 }
 
 fn lives(world: &World, seed: u64, plan: &Plan, model: &Rc<RefCell<Model>>, report: &mut Report) {

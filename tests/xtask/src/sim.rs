@@ -1,4 +1,4 @@
-//! Seeds of the simulation, by the release build of `tests/sim`.
+//! Seeds of the simulations, by the release build of `tests/sim`.
 
 use std::process::{Command, ExitCode};
 
@@ -16,6 +16,9 @@ pub(crate) struct Options {
     /// Seeds [default: 500].
     #[arg(long)]
     count: Option<u64>,
+    /// One kind: `store` or `remote` [default: both].
+    #[arg(long)]
+    only: Option<String>,
     /// A rule to break on purpose.
     #[arg(long)]
     sabotage: Option<String>,
@@ -41,8 +44,10 @@ fn start(options: &Options) -> Result<ExitCode> {
             command.args([flag, &number.to_string()]);
         }
     }
-    if let Some(sabotage) = &options.sabotage {
-        command.args(["--sabotage", sabotage]);
+    for (flag, text) in [("--only", &options.only), ("--sabotage", &options.sabotage)] {
+        if let Some(text) = text {
+            command.args([flag, text]);
+        }
     }
     if options.log {
         command.arg("--log");

@@ -59,6 +59,7 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
     let report = loop {
         let before = written;
         let attempt = with_client(global, source, true, async |client, _| {
+            let client = &client.beside(others.as_slice().iter().cloned());
             let resolved = get.what.resolve(client).await?;
             let progress = Progress::default();
             let work = async {

@@ -1,5 +1,7 @@
 //! `metanode store`: work on the store of the data folder.
 
+mod repair;
+
 use std::time::{Duration, Instant};
 
 use metanode_node::{admin, data::DataFolder};
@@ -23,7 +25,9 @@ pub(super) fn run(global: &Global, store: &Store) -> Result<()> {
         Store::Status => status(global),
         Store::Scrub { rate, work } => scrub(global, rate.unwrap_or(0), work),
         Store::Compact { work } => compact(global, work),
-        Store::Check { offline } => check(global, *offline),
+        Store::Check { offline: true, repair, .. } => check_offline(global, *repair),
+        Store::Check { repair: true, from, .. } => repair::run(global, from),
+        Store::Check { .. } => scrub(global, 0, &Work { no_wait: false }),
     }
 }
 
@@ -106,20 +110,31 @@ impl Show for WorkReport {
 }
 
 fn scrub(global: &Global, rate: u64, work: &Work) -> Result<()> {
+    if work.no_wait {
+        admin::scrub(&data_folder(global)?, rate)?;
+        return global.output.print(&WorkReport { work: "scrub", ..WorkReport::default() });
+    }
+    let report = scrubbed(global, rate)?;
+    global.output.print(&report)?;
+    let hint = "`metanode store check --repair --from TICKET` fetches them from another node; `metanode put` of the same contents replaces them";
+    damaged(report.damaged.unwrap_or(0), hint)
+}
+
+/// A scrub from beginning to end.
+fn scrubbed(global: &Global, rate: u64) -> Result<WorkReport> {
     let folder = data_folder(global)?;
     let before = admin::store_status(&folder)?;
     let number = admin::scrub(&folder, rate)?;
     let begun = Instant::now();
-    let mut report = WorkReport { work: "scrub", ..WorkReport::default() };
-    if !work.no_wait {
-        let after = wait(&folder, |status| status.scrub_done >= number)?;
-        report.done = true;
-        report.seconds = begun.elapsed().as_secs_f64();
-        report.read_bytes = Some(after.scrub_bytes.saturating_sub(before.scrub_bytes));
-        report.damaged = Some(after.scrub_corrupt.saturating_sub(before.scrub_corrupt));
-    }
-    global.output.print(&report)?;
-    damaged(report.damaged.unwrap_or(0), "the node's log names them; `metanode put` of the same contents replaces them")
+    let after = wait(&folder, |status| status.scrub_done >= number)?;
+    Ok(WorkReport {
+        work: "scrub",
+        done: true,
+        seconds: begun.elapsed().as_secs_f64(),
+        read_bytes: Some(after.scrub_bytes.saturating_sub(before.scrub_bytes)),
+        damaged: Some(after.scrub_corrupt.saturating_sub(before.scrub_corrupt)),
+        ..WorkReport::default()
+    })
 }
 
 fn compact(global: &Global, work: &Work) -> Result<()> {
@@ -159,6 +174,7 @@ struct CheckReport {
     blobs: u64,
     tags: u64,
     tail_bytes: u64,
+    replaced: u64,
     damages: u64,
     findings: Vec<String>,
 }
@@ -171,6 +187,7 @@ impl Show for CheckReport {
             ("blobs", count(self.blobs)),
             ("tags", count(self.tags)),
             ("unused", format!("{} behind the last frames", bytes(self.tail_bytes))),
+            ("replaced", format!("{} damaged copies, by newer ones", count(self.replaced))),
             ("damages", count(self.damages)),
         ];
         lines.extend(self.findings.iter().take(FINDINGS_SHOWN).map(|finding| ("", finding.clone())));
@@ -181,10 +198,7 @@ impl Show for CheckReport {
     }
 }
 
-fn check(global: &Global, offline: bool) -> Result<()> {
-    if !offline {
-        return scrub(global, 0, &Work { no_wait: false });
-    }
+fn check_offline(global: &Global, repair: bool) -> Result<()> {
     let folder = DataFolder::open(&data_folder(global)?)?;
     // The store must not change while it is read.
     let _lock = folder.lock()?;
@@ -197,11 +211,19 @@ fn check(global: &Global, offline: bool) -> Result<()> {
         blobs: report.blobs,
         tags: report.tags,
         tail_bytes: report.tail_bytes,
+        replaced: report.replaced,
         damages: report.damages,
         findings: report.findings,
     };
     global.output.print(&report)?;
-    damaged(report.damages, "start the node and `metanode put` the contents again")
+    let hint = "start the node; `metanode store check --repair --from TICKET` fetches them from another node";
+    match repair && report.damages > 0 {
+        true => {
+            let found = format!("{} damages were found; not supported: repairs without a node", count(report.damages));
+            Err(Failure::new(Exit::Integrity, found).hint(hint))
+        }
+        false => damaged(report.damages, hint),
+    }
 }
 
 fn damaged(number: u64, hint: &str) -> Result<()> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use metanode_admin_api::{FRAME_LIMITS, NodeStatusInfo, Reply, Request, StoreStatus};
+use metanode_types::Hash;
 use metanode_wire::{FrameError, FrameReader, Refusal};
 
 use crate::data::{self, DataError};
@@ -97,6 +98,31 @@ pub fn compact(path: &Path) -> Result<u64, AdminError> {
     begin(path, Request::Compact)
 }
 
+/// Begins to look for the blobs that known damage belongs to; the number of the work.
+pub fn survey(path: &Path) -> Result<u64, AdminError> {
+    begin(path, Request::Survey)
+}
+
+/// The blobs that the latest survey has found, all of them.
+pub fn damaged(path: &Path) -> Result<Vec<Hash>, AdminError> {
+    let mut all: Vec<Hash> = Vec::new();
+    loop {
+        // A conversation for each page: they are short.
+        match Talk::open(path, ANSWER_TIME_MAX)?.ask(Request::Damaged { after: all.last().copied() })? {
+            Reply::Damaged { hashes, more } => {
+                if hashes.first().is_some_and(|first| all.last().is_some_and(|last| first <= last)) {
+                    return Err(FrameError::Malformed.into());
+                }
+                all.extend(hashes);
+                if !more {
+                    return Ok(all);
+                }
+            }
+            other => return Err(unexpected(other)),
+        }
+    }
+}
+
 fn begin(path: &Path, request: Request) -> Result<u64, AdminError> {
     match Talk::open(path, ANSWER_TIME_MAX)?.ask(request)? {
         Reply::Begun(number) => Ok(number),
@@ -115,7 +141,7 @@ pub fn store_status(path: &Path) -> Result<StoreStatus, AdminError> {
 fn unexpected(reply: Reply) -> AdminError {
     match reply {
         Reply::Refused(refusal) => AdminError::Refused(refusal),
-        Reply::Status(_) | Reply::Begun(_) | Reply::StoreStatus(_) | Reply::Done => {
+        Reply::Status(_) | Reply::Begun(_) | Reply::StoreStatus(_) | Reply::Damaged { .. } | Reply::Done => {
             AdminError::Protocol(FrameError::Malformed)
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use metanode_admin_api::{FRAME_LIMITS, Reply, Request};
+use metanode_admin_api::{DAMAGED_PAGE_MAX, FRAME_LIMITS, Reply, Request};
 use metanode_wire::{Frame, FrameReader, Refusal};
 use rustix::{
     fs::Mode,
@@ -72,6 +72,15 @@ fn converse(mut stream: UnixStream, state: &NodeState, stoppers: &Stoppers) -> i
             }
             Some(Ok((number, Request::Compact))) => {
                 Reply::Begun(state.store.maintenance().compact()).encode(&mut out, number);
+                stream.write_all(&out)?;
+            }
+            Some(Ok((number, Request::Survey))) => {
+                Reply::Begun(state.store.maintenance().survey()).encode(&mut out, number);
+                stream.write_all(&out)?;
+            }
+            Some(Ok((number, Request::Damaged { after }))) => {
+                let (hashes, more) = state.store.maintenance().damaged(after.as_ref(), DAMAGED_PAGE_MAX);
+                Reply::Damaged { hashes, more }.encode(&mut out, number);
                 stream.write_all(&out)?;
             }
             Some(Ok((number, Request::StoreStatus))) => {

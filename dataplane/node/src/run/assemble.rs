@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use metanode_crypto::{NodeSecret, tls};
+use metanode_crypto::{Identity, NodeSecret, tls};
 use metanode_quic::{Datagram, PortGroup};
 use metanode_shard::{
     ShardCount, Shards, ShardsConfig,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Datagrams on their way from one shard to another: a few milliseconds of a busy connection that changed its address.
-const FORWARD_CAPACITY: usize = 1024;
+pub(crate) const FORWARD_CAPACITY: usize = 1024;
 
 /// Commands that a shard has not taken: all there are.
 const COMMANDS_CAPACITY: usize = 8;
@@ -105,7 +105,7 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     };
     let metrics_address = metrics_listener.as_ref().map(TcpListener::local_addr).transpose();
 
-    let quic = quic_config(data, &config.quic, config.store.upload_window_bytes, count)?;
+    let quic = quic_config(data.node_identity(), &config.quic, config.store.upload_window_bytes, count)?;
     let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
     let config = Arc::new(config.clone());
     let state = Arc::new(NodeState {
@@ -169,13 +169,12 @@ fn store_config(data: &DataFolder, config: &Config, count: ShardCount) -> StoreC
     store
 }
 
-fn quic_config(
-    data: &DataFolder,
+pub(crate) fn quic_config(
+    identity: &Identity,
     config: &QuicConfig,
     window_bytes: u64,
     count: ShardCount,
 ) -> Result<metanode_quic::Config, NodeError> {
-    let identity = data.node_identity();
     let suites: Vec<tls::CipherSuite> = config.cipher_suites.iter().map(|suite| (*suite).into()).collect();
     let tls = tls::server(identity, &suites, &[tls::ALPN_RELAY])?;
     let mut quic = metanode_quic::Config::new(Arc::new(tls), &NodeSecret::of(identity));

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_shard::{Timer, io_in_flight, yield_now, yield_queue_now};
+use metanode_shard::{Timer, io_in_flight, may_linger, now, yield_now, yield_queue_now};
 
 use super::{Datagram, Endpoint, receive::Receiver};
 use crate::{Connection, ConnectionLost};
@@ -55,14 +55,14 @@ impl Linger {
     /// There is work.
     fn busy(&mut self) {
         if let Some(since) = self.idle_since.take() {
-            self.is_worthwhile = since.elapsed() <= LINGER_WORTH;
+            self.is_worthwhile = now() - since <= LINGER_WORTH && may_linger();
         }
     }
 
     /// There is none. Whether to stay awake.
     fn idle(&mut self) -> bool {
-        let since = *self.idle_since.get_or_insert_with(Instant::now);
-        self.is_worthwhile && since.elapsed() < LINGER_MAX
+        let since = *self.idle_since.get_or_insert_with(now);
+        self.is_worthwhile && now() - since < LINGER_MAX
     }
 }
 
@@ -86,15 +86,15 @@ impl Endpoint {
         let mut receiver = Receiver::new();
         let mut send_buffer = Vec::with_capacity(SEND_BUFFER_BYTES);
         let mut timer = Timer::after(FAR);
-        let mut reactor_seen = Instant::now();
+        let mut reactor_seen = now();
         let mut forwarded = None;
         let mut linger = Linger::default();
         loop {
             let drained = self.receive(&mut receiver);
             self.receive_forwarded(forwarded.take(), &mut receiver);
             self.begin_handshakes(&mut receiver);
-            let now = Instant::now();
-            self.expire(now);
+            let looked = now();
+            self.expire(looked);
             if !self.dirty.borrow().is_empty() {
                 linger.busy();
             }
@@ -108,10 +108,10 @@ impl Endpoint {
             if idle && !linger.idle() {
                 self.counters.parks.increment();
                 forwarded = self.wait(&mut timer).await;
-                reactor_seen = Instant::now();
-            } else if now - reactor_seen >= reactor_period() {
+                reactor_seen = now();
+            } else if looked - reactor_seen >= reactor_period() {
                 yield_queue_now().await;
-                reactor_seen = Instant::now();
+                reactor_seen = now();
             } else {
                 yield_now().await;
             }
@@ -138,9 +138,9 @@ impl Endpoint {
     /// Waits until there is something to do: a packet, a deadline, a handler that wrote, room for a parked transmit, or a
     /// datagram from another shard, which is returned.
     async fn wait(&self, timer: &mut Timer) -> Option<Datagram> {
-        let deadline = self.deadlines.borrow().next().unwrap_or_else(|| Instant::now() + FAR);
+        let deadline = self.deadlines.borrow().next().unwrap_or_else(|| now() + FAR);
         // One that is too early only wakes the driver once more; moving it at each wait would cost more.
-        if deadline < timer.deadline() || timer.deadline() <= Instant::now() {
+        if deadline < timer.deadline() || timer.deadline() <= now() {
             timer.reset_at(deadline);
         }
         let forwarded = poll_fn(|cx| {

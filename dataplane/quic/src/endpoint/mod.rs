@@ -26,7 +26,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use deadlines::Deadlines;
-use metanode_shard::{fd::Readiness, mesh::MeshPort};
+use metanode_shard::{fill_random, mesh::MeshPort, now};
 use metanode_types::{ShardCount, ShardId};
 use quinn_proto::{
     ClientConfig, ConnectionHandle, Dir, EndpointEvent, Event, Incoming, StreamEvent, TransportConfig, VarInt,
@@ -38,6 +38,7 @@ use transmit::Parked;
 use crate::{
     Config, Connection, ConnectionLost, Counters, ShardSocket,
     connection::{ConnectionState, Phase, Wakers, register, wake_all},
+    port::WatchedSocket,
 };
 
 /// What a half-open connection has before another one may take its place: several round trips of any path on earth.
@@ -70,7 +71,7 @@ pub struct Endpoint {
     config: Config,
     transport: Arc<TransportConfig>,
     counters: Arc<Counters>,
-    socket: Readiness<ShardSocket>,
+    socket: WatchedSocket,
     forward: MeshPort<Datagram>,
     proto: RefCell<quinn_proto::Endpoint>,
     /// By `ConnectionHandle`.
@@ -131,20 +132,20 @@ impl Endpoint {
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let transport = Arc::new(config.transport());
         let server = Arc::new(config.server(transport.clone()));
-        let allow_mtu_discovery = !socket.state().may_fragment();
-        let proto = quinn_proto::Endpoint::new(
-            Arc::new(config.endpoint(shard, count)),
-            Some(server),
-            allow_mtu_discovery,
-            None,
-        );
+        let socket = WatchedSocket::new(socket)?;
+        let allow_mtu_discovery = !socket.may_fragment();
+        let mut endpoint = config.endpoint(shard, count);
+        let mut seed = [0; 32];
+        fill_random(&mut seed)?;
+        endpoint.rng_seed(Some(seed));
+        let proto = quinn_proto::Endpoint::new(Arc::new(endpoint), Some(server), allow_mtu_discovery, None);
         Ok(Rc::new(Self {
             shard,
             count,
             config,
             transport,
             counters,
-            socket: Readiness::new(socket)?,
+            socket,
             forward,
             proto: RefCell::new(proto),
             connections: RefCell::default(),
@@ -172,7 +173,7 @@ impl Endpoint {
 
     /// The port's address.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.socket.inner().local_address()
+        self.socket.local_address()
     }
 
     /// Connections that exist, half-open and draining ones included.
@@ -190,7 +191,7 @@ impl Endpoint {
     ) -> Result<Connection, ConnectError> {
         let mut client = ClientConfig::new(tls);
         client.transport_config(self.transport.clone());
-        let dialled = self.proto.borrow_mut().connect(Instant::now(), client, address, server_name);
+        let dialled = self.proto.borrow_mut().connect(now(), client, address, server_name);
         let (handle, proto) = dialled.map_err(|error| ConnectError::Refused(error.to_string()))?;
         let state = self.add(handle, proto, false);
         self.mark(&state);
@@ -239,7 +240,7 @@ impl Endpoint {
 
     pub(crate) fn close(&self, state: &Rc<ConnectionState>, code: VarInt, reason: Bytes) {
         if !state.is_lost() {
-            state.proto.borrow_mut().close(Instant::now(), code, reason);
+            state.proto.borrow_mut().close(now(), code, reason);
             self.lose(state, ConnectionLost::Closed);
             self.mark(state);
         }
@@ -256,7 +257,7 @@ impl Endpoint {
     }
 
     fn add(&self, handle: ConnectionHandle, proto: quinn_proto::Connection, is_server: bool) -> Rc<ConnectionState> {
-        let deadline = Instant::now() + self.config.handshake_timeout;
+        let deadline = now() + self.config.handshake_timeout;
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let state = Rc::new(ConnectionState {
@@ -282,7 +283,7 @@ impl Endpoint {
             while handshaking.front().is_some_and(|(_, slot, id)| self.half_open(*slot, *id).is_none()) {
                 handshaking.pop_front();
             }
-            handshaking.push_back((Instant::now(), handle.0, id));
+            handshaking.push_back((now(), handle.0, id));
         }
         *self.per_address.borrow_mut().entry(state.first_address).or_default() += 1;
         self.connections_count.set(self.connections_count.get() + 1);
@@ -322,7 +323,7 @@ impl Endpoint {
         loop {
             let Some((begun, slot, id)) = self.handshaking.borrow().front().copied() else { return false };
             let state = self.half_open(slot, id);
-            if state.is_some() && begun.elapsed() < HANDSHAKE_TIME_MIN {
+            if state.is_some() && now() - begun < HANDSHAKE_TIME_MIN {
                 return false;
             }
             self.handshaking.borrow_mut().pop_front();

@@ -5,6 +5,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use metanode_shard::now;
 use quinn_proto::{DatagramEvent, EcnCodepoint, Incoming, VarInt};
 use quinn_udp::RecvMeta;
 
@@ -55,7 +56,6 @@ impl Receiver {
 impl Endpoint {
     /// Receives what has arrived, up to a bound. True when the socket was emptied.
     pub(super) fn receive(self: &Rc<Self>, receiver: &mut Receiver) -> bool {
-        let socket = self.socket.inner();
         let (mut datagrams, mut bytes) = (0, 0);
         let mut calls = 0;
         let drained = loop {
@@ -66,7 +66,7 @@ impl Endpoint {
             let mut slots = receiver.memory.chunks_exact_mut(SLOT_BYTES);
             let mut vectors: [IoSliceMut<'_>; BATCH] =
                 std::array::from_fn(|_| IoSliceMut::new(slots.next().expect("as many slots as vectors")));
-            let received = match socket.state().recv(socket.raw(), &mut vectors, &mut receiver.metas) {
+            let received = match self.socket.receive(&mut vectors, &mut receiver.metas) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break true,
                 Err(error) => {
@@ -76,7 +76,7 @@ impl Endpoint {
                     continue;
                 }
             };
-            let now = Instant::now();
+            let now = now();
             for (meta, slot) in receiver.metas[..received].iter().zip(receiver.memory.chunks_exact(SLOT_BYTES)) {
                 bytes += meta.len;
                 // Large datagrams of a GRO batch share one allocation. Small ones have one each: what QUIC keeps of one would keep the
@@ -109,10 +109,10 @@ impl Endpoint {
     pub(super) fn receive_forwarded(self: &Rc<Self>, first: Option<Datagram>, receiver: &mut Receiver) {
         let rest = std::iter::from_fn(|| self.forward.try_recv()).map(|(_, datagram)| datagram);
         let mut count = 0;
-        let mut now = None;
+        let mut moment = None;
         for datagram in first.into_iter().chain(rest).take(FORWARDED_MAX) {
             count += 1;
-            self.handle(*now.get_or_insert_with(Instant::now), datagram, &mut receiver.response);
+            self.handle(*moment.get_or_insert_with(now), datagram, &mut receiver.response);
         }
         if count > 0 {
             self.counters.forwarded_in.add(count);
@@ -211,7 +211,7 @@ impl Endpoint {
                 return;
             };
             receiver.response.clear();
-            let accepted = self.proto.borrow_mut().accept(incoming, Instant::now(), &mut receiver.response, None);
+            let accepted = self.proto.borrow_mut().accept(incoming, now(), &mut receiver.response, None);
             match accepted {
                 Ok((handle, proto)) => {
                     let state = self.add(handle, proto, true);

@@ -1,5 +1,6 @@
 use std::{io, rc::Rc, time::Instant};
 
+use metanode_shard::now;
 use quinn_proto::Transmit;
 use quinn_udp::EcnCodepoint;
 
@@ -44,7 +45,7 @@ impl Endpoint {
         if !self.send_parked() {
             return false;
         }
-        let now = Instant::now();
+        let now = now();
         let count = self.dirty.borrow().len();
         for _ in 0..count {
             let Some(state) = self.dirty.borrow_mut().pop_front() else {
@@ -67,7 +68,7 @@ impl Endpoint {
     }
 
     fn transmit_one(&self, state: &ConnectionState, now: Instant, buffer: &mut Vec<u8>) -> Served {
-        let gso_max = self.socket.inner().state().max_gso_segments();
+        let gso_max = self.socket.max_gso_segments();
         let mut proto = state.proto.borrow_mut();
         let mut served = Served::InPart;
         for _ in 0..BURSTS_MAX {
@@ -134,7 +135,6 @@ impl Endpoint {
             self.refuse_sends.set(self.refuse_sends.get() - 1);
             return Err(Full);
         }
-        let socket = self.socket.inner();
         let out = quinn_udp::Transmit {
             destination: transmit.destination,
             ecn: transmit.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8)),
@@ -142,7 +142,7 @@ impl Endpoint {
             segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
         };
-        match socket.state().try_send(socket.raw(), &out) {
+        match self.socket.send(&out) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Full),
             // A probe that found the path's limit, which is its purpose.

@@ -5,14 +5,14 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::{End, Inner, current};
+use super::{End, Inner, Network, current};
 
 /// Steps of one run at most: a store that never comes to rest must fail, not hang.
 const STEPS_MAX: u64 = 20_000_000;
@@ -27,10 +27,28 @@ type Future_ = Pin<Box<dyn Future<Output = ()>>>;
 pub(super) struct Executor {
     tasks: RefCell<BTreeMap<u64, Task>>,
     next: Cell<u64>,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: Arc<Ready>,
     timers: RefCell<BTreeMap<(u64, u64), Waker>>,
     /// When each thread of each queue of jobs is free again.
     queues: RefCell<BTreeMap<u64, Vec<u64>>>,
+}
+
+/// Tasks that can run.
+#[derive(Default)]
+struct Ready {
+    tasks: Mutex<Vec<u64>>,
+    /// Whoever turns the world by hand, while it does something else.
+    outside: Mutex<Option<Waker>>,
+}
+
+impl Ready {
+    fn tasks(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outside(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Task {
@@ -42,7 +60,7 @@ struct Task {
 struct WakeTask {
     task: u64,
     queued: AtomicBool,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: Arc<Ready>,
 }
 
 impl Wake for WakeTask {
@@ -52,7 +70,11 @@ impl Wake for WakeTask {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::Relaxed) {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(self.task);
+            self.ready.tasks().push(self.task);
+            let outside = self.ready.outside().take();
+            if let Some(outside) = outside {
+                outside.wake();
+            }
         }
     }
 }
@@ -74,7 +96,7 @@ impl Executor {
         }
         self.timers.take();
         self.queues.take();
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.ready.tasks().clear();
     }
 }
 
@@ -143,23 +165,74 @@ impl Inner {
             if self.disk.borrow().has_failed() {
                 return End::PowerFailed;
             }
-            let next = {
-                let mut ready = self.executor.ready.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = ready.len() as u64;
-                (count > 0).then(|| {
-                    // Mostly in order, as executors do it; sometimes not.
-                    let mut random = self.random.borrow_mut();
-                    let index = if random.once_in(4) { random.below(count) } else { 0 };
-                    ready.remove(index as usize)
-                })
-            };
-            match next {
-                Some(task) => self.poll(task),
-                None if !self.next_timer() => return End::Stuck,
-                None => {}
+            if !self.step() && !self.next_timer() {
+                return End::Stuck;
             }
         }
         End::Endless
+    }
+
+    /// As [`drive`](Self::drive), up to a moment of the clock, with what a network delivers meanwhile; `Err` says when there will be
+    /// something to do again. From then on `waker` is woken when something else has made a task ready.
+    pub(super) fn turn<T>(
+        &self,
+        until: Duration,
+        network: &Network,
+        ended: &dyn Fn() -> Option<T>,
+        waker: &Waker,
+    ) -> Result<End<T>, Option<Duration>> {
+        self.executor.ready.outside().take();
+        network.set_deliverer(None);
+        for _ in 0..STEPS_MAX {
+            if let Some(output) = ended() {
+                return Ok(End::Done(output));
+            }
+            if self.disk.borrow().has_failed() {
+                return Ok(End::PowerFailed);
+            }
+            if self.step() {
+                continue;
+            }
+            let timer = self.executor.timers.borrow().first_key_value().map(|((at, _), _)| Duration::from_nanos(*at));
+            let arrival = network.next_due();
+            match timer.into_iter().chain(arrival).min() {
+                Some(next) if next <= until => {
+                    let nanos = u64::try_from(next.as_nanos()).unwrap_or(u64::MAX);
+                    self.now.set(self.now.get().max(nanos));
+                    if arrival == Some(next) {
+                        network.deliver();
+                    } else {
+                        self.next_timer();
+                    }
+                }
+                next => {
+                    let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+                    self.now.set(self.now.get().max(nanos));
+                    *self.executor.ready.outside() = Some(waker.clone());
+                    network.set_deliverer(Some(waker.clone()));
+                    return Err(next);
+                }
+            }
+        }
+        Ok(End::Endless)
+    }
+
+    /// Polls a task that can run; `false` when there is none.
+    fn step(&self) -> bool {
+        let next = {
+            let mut ready = self.executor.ready.tasks();
+            let count = ready.len() as u64;
+            (count > 0).then(|| {
+                // Mostly in order, as executors do it; sometimes not.
+                let mut random = self.random.borrow_mut();
+                let index = if random.once_in(4) { random.below(count) } else { 0 };
+                ready.remove(index as usize)
+            })
+        };
+        if let Some(task) = next {
+            self.poll(task);
+        }
+        next.is_some()
     }
 
     fn poll(&self, task: u64) {
@@ -249,6 +322,12 @@ impl Sleep {
 
     pub(super) fn until(until: u64) -> Self {
         Self { until, set: None }
+    }
+
+    /// Until a moment of the world's clock.
+    pub(crate) fn at(deadline: Instant) -> Self {
+        let nanos = current().map_or(0, |world| deadline.saturating_duration_since(world.base).as_nanos());
+        Self { until: u64::try_from(nanos).unwrap_or(u64::MAX), set: None }
     }
 
     fn unset(&mut self) {

@@ -5,13 +5,17 @@
 //! long an operation takes, when the power fails and what it leaves of writes that were not synced: all of it comes from
 //! the seed. Two runs of a seed do the same, step by step, and end with the same [`trace`](World::trace).
 //!
+//! A world may also be turned by hand ([`World::start`]), beside something with an executor of its own: then both live by one clock, and
+//! talk over a [`Network`].
+//!
 //! Only with the feature `sim`, which nothing that ships switches on. The mesh, buffers and metrics are plain memory and need
-//! no simulation; sockets, signals and foreign descriptors have none.
+//! no simulation; signals and foreign descriptors have none.
 //!
 //! Start reading at [`World::run`], then [`DiskFaults`] for what a disk may do.
 
 mod disk;
 mod executor;
+mod net;
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,6 +23,7 @@ use std::{
     future::Future,
     hash::{Hash as _, Hasher as _},
     rc::Rc,
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -27,6 +32,7 @@ pub use disk::{DiskFaults, PowerCut};
 pub(crate) use disk::{Handle, Mode};
 use executor::Executor;
 pub(crate) use executor::{Join, Sleep};
+pub use net::{Conditions, Network, SimSocket};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +81,14 @@ pub(crate) fn world() -> std::io::Result<Rc<Inner>> {
     current().ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBADF))
 }
 
+/// What the instants of this thread's world are counted from.
+///
+/// # Panics
+/// Outside of a world.
+pub fn epoch() -> Instant {
+    current().expect("in a world").base
+}
+
 /// Leaves the world also when a task of it panics.
 struct Entered;
 
@@ -103,11 +117,7 @@ impl World {
     /// # Panics
     /// When a task does, and when the thread is in a world already.
     pub fn run<T: 'static, F: Future<Output = T> + 'static>(&self, main: impl FnOnce() -> F) -> End<T> {
-        CURRENT.with_borrow_mut(|current| {
-            assert!(current.is_none(), "worlds don't nest");
-            *current = Some(self.0.clone());
-        });
-        let entered = Entered;
+        let entered = self.enter();
         let result = Rc::new(Cell::new(None));
         let there = result.clone();
         let main = main();
@@ -118,6 +128,24 @@ impl World {
         self.0.executor.clear();
         drop(entered);
         end
+    }
+
+    /// Begins a run that its caller turns by hand.
+    pub fn start<T: 'static, F: Future<Output = T> + 'static>(&self, main: impl FnOnce() -> F) -> Run<T> {
+        let _entered = self.enter();
+        let result = Rc::new(Cell::new(None));
+        let there = result.clone();
+        let main = main();
+        let join = self.0.spawn(async move { there.set(Some(main.await)) });
+        Run { world: Self(self.0.clone()), result, join: Some(join) }
+    }
+
+    fn enter(&self) -> Entered {
+        CURRENT.with_borrow_mut(|current| {
+            assert!(current.is_none(), "worlds don't nest");
+            *current = Some(self.0.clone());
+        });
+        Entered
     }
 
     /// Settles the disk after a run: what was synced stays; of the rest, what the power cut leaves.
@@ -170,6 +198,37 @@ impl World {
     /// Adds to the trace what the caller has seen.
     pub fn note(&self, what: impl std::hash::Hash + fmt::Debug) {
         self.0.note(what);
+    }
+}
+
+/// A run that is turned by hand. When it is dropped the power fails: see [`World::power_cut`].
+pub struct Run<T> {
+    world: World,
+    result: Rc<Cell<Option<T>>>,
+    join: Option<Join<()>>,
+}
+
+impl<T> fmt::Debug for Run<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("world", &self.world).finish_non_exhaustive()
+    }
+}
+
+impl<T> Run<T> {
+    /// Does everything until this moment of the world's clock, datagrams of `network` included. `Err` says when there is more to do, if by
+    /// itself; until then `waker` is woken when something from outside has made a task ready.
+    pub fn turn(&self, until: Duration, network: &Network, waker: &Waker) -> Result<End<T>, Option<Duration>> {
+        let _entered = self.world.enter();
+        self.world.0.turn(until, network, &|| self.result.take(), waker)
+    }
+}
+
+impl<T> Drop for Run<T> {
+    fn drop(&mut self) {
+        let _entered = self.world.enter();
+        self.world.0.disk.borrow_mut().stop();
+        self.join = None;
+        self.world.0.executor.clear();
     }
 }
 

@@ -78,6 +78,11 @@ impl Partition {
         (chunks, maps.map(|(hash, root)| (*hash, root.size_bytes, root.location)).collect())
     }
 
+    /// A part of 1/1024 of the roots, in no order: for a walk in steps, between which they may change.
+    pub fn roots_part(&self, part: usize) -> Vec<(Hash, RootEntry)> {
+        self.roots.part(part).map(|(hash, root)| (*hash, *root)).collect()
+    }
+
     /// Roots behind `after`, in order.
     pub fn roots_page(&self, after: Option<&Hash>, count: usize) -> Vec<(Hash, RootEntry)> {
         self.roots.page(after, count).into_iter().map(|(hash, root)| (hash, *root)).collect()
