@@ -52,8 +52,10 @@ pub(crate) struct Account(Arc<Inner>);
 struct Inner {
     budget: Arc<Budget>,
     bytes: AtomicU64,
-    /// Something was acknowledged since the last look.
-    moved: AtomicBool,
+    /// Acknowledged since the last look.
+    taken_bytes: AtomicU64,
+    /// Unacknowledged at the last look.
+    seen_bytes: AtomicU64,
     /// Its streams that wait for that.
     waiting: Mutex<Vec<Waker>>,
     is_awaited: AtomicBool,
@@ -101,7 +103,8 @@ impl Outgoing {
         Account(Arc::new(Inner {
             budget: self.0.clone(),
             bytes: AtomicU64::new(0),
-            moved: AtomicBool::new(false),
+            taken_bytes: AtomicU64::new(0),
+            seen_bytes: AtomicU64::new(0),
             waiting: Mutex::default(),
             is_awaited: AtomicBool::new(false),
             is_listed: AtomicBool::new(false),
@@ -211,9 +214,12 @@ impl Account {
         self.0.bytes.load(Relaxed)
     }
 
-    /// Whether something is unacknowledged and nothing of it was acknowledged since this was asked last.
-    pub(crate) fn is_stuck(&self) -> bool {
-        !self.0.moved.swap(false, Relaxed) && self.0.bytes.load(Relaxed) > 0
+    /// What was acknowledged since this was asked last, as a part of what was due: everything that was unacknowledged then, or
+    /// `least_bytes` if that was more. `None`: nothing was due.
+    pub(crate) fn taken_share(&self, least_bytes: u64) -> Option<f64> {
+        let taken = self.0.taken_bytes.swap(0, Relaxed);
+        let due = self.0.seen_bytes.swap(self.0.bytes.load(Relaxed), Relaxed).min(least_bytes);
+        (due > 0).then(|| taken as f64 / due as f64)
     }
 }
 
@@ -222,7 +228,7 @@ impl Drop for Charge {
         let account = &*self.account.0;
         account.bytes.fetch_sub(self.bytes, Relaxed);
         account.budget.bytes.fetch_sub(self.bytes, Relaxed);
-        account.moved.store(true, Relaxed);
+        account.taken_bytes.fetch_add(self.bytes, Relaxed);
         account.wake();
     }
 }
@@ -270,8 +276,9 @@ mod tests {
         for account in [&waiter, &holder, &holder] {
             assert!(account.poll_room(cx, 2_000).is_pending());
         }
-        assert_eq!((lock(&holder.0.waiting).len(), lock(&outgoing.0.waiting).len()), (1, 2));
-        assert!(holder.is_stuck() && !waiter.is_stuck());
+        assert_eq!(lock(&outgoing.0.waiting).len(), 2, "each once");
+        assert_eq!([&holder, &waiter].map(|account| account.taken_share(1_000)), [None, None], "not seen before");
+        assert_eq!([&holder, &waiter].map(|account| account.taken_share(1_000)), [Some(0.0), None]);
         pieces.remove(0);
         assert_eq!(outgoing.bytes(), 9_000, "until the last piece is acknowledged");
         drop(pieces);
@@ -282,6 +289,7 @@ mod tests {
         assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(Some(2_500)));
         waiter.end();
         assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(None));
-        assert!(!holder.is_stuck() && !holder.is_stuck(), "nothing is left to be stuck");
+        assert_eq!(holder.taken_share(1_000), Some(9.0), "nine times what was due");
+        assert_eq!(holder.taken_share(1_000), None, "nothing is left to be late");
     }
 }

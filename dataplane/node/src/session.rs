@@ -37,6 +37,10 @@ pub(crate) const READER_WINDOW_BYTES: u64 = 64 << 10;
 /// Looks at connections that keep memory and don't move.
 pub(crate) const STUCK_LOOK_PERIOD: Duration = Duration::from_secs(1);
 
+/// What a connection acknowledges at least, while it has so much unacknowledged: as fast as a telephone line. A slower one would keep its part of the
+/// memory that all share for minutes.
+const LEAST_BYTES_PER_SECOND: u64 = 16 << 10;
+
 /// How long a connection may keep memory without moving while there is little left: many round trips of any path.
 const TIGHT_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -146,8 +150,8 @@ impl Shard {
         self.counters.download_bytes.set(taken(Bound::Answers) + taken(Bound::Fetches) + self.outgoing.bytes());
     }
 
-    /// Closes connections that keep memory and don't move: that acknowledge nothing of what was written to them, or don't end a frame that they
-    /// have begun. They have [`STALL_TIME_MAX`], and [`TIGHT_TIME_MAX`] while there is little left for others; then those who keep the most
+    /// Closes connections that keep memory and don't move: that acknowledge less than [`LEAST_BYTES_PER_SECOND`] of what was written to them, or
+    /// don't end a frame that they have begun. They have [`STALL_TIME_MAX`], and [`TIGHT_TIME_MAX`] while there is little left for others; then those who keep the most
     /// go first, until there is enough. To be called each [`STUCK_LOOK_PERIOD`].
     pub(crate) fn close_stuck(&self) {
         let taken = |bound| self.budgets[bound].taken_share();
@@ -157,9 +161,10 @@ impl Shard {
         let mut stuck = Vec::new();
         self.sessions.borrow_mut().retain(|session| {
             let Some(session) = session.upgrade() else { return false };
-            let looks = if session.account.is_stuck() { session.stuck_looks.get() + 1 } else { 0 };
-            session.stuck_looks.set(looks);
-            if STUCK_LOOK_PERIOD * looks > patience || session.has_unfinished(patience) {
+            let least_bytes = LEAST_BYTES_PER_SECOND * STUCK_LOOK_PERIOD.as_secs();
+            let behind = looks_behind(session.looks_behind.get(), session.account.taken_share(least_bytes));
+            session.looks_behind.set(behind);
+            if STUCK_LOOK_PERIOD.mul_f64(behind) > patience || session.has_unfinished(patience) {
                 stuck.push(session);
             }
             true
@@ -181,6 +186,12 @@ impl Shard {
     }
 }
 
+/// How many looks a connection is behind that was so many behind before, and has taken this part of what was due: one look more with nothing,
+/// half a look with half of it, less with more. Where nothing was due nobody is behind.
+fn looks_behind(before: f64, taken_share: Option<f64>) -> f64 {
+    taken_share.map_or(0.0, |share| (before + 1.0 - share).max(0.0))
+}
+
 /// One connection.
 pub(crate) struct Session {
     pub(crate) shard: Rc<Shard>,
@@ -199,8 +210,8 @@ pub(crate) struct Session {
     bulk_uploads: Cell<u64>,
     /// Streams with a frame of which a part has arrived, and since when.
     unfinished: RefCell<Vec<(u64, Instant)>>,
-    /// Looks in a row that found it stuck.
-    stuck_looks: Cell<u32>,
+    /// How many looks it is behind with acknowledging.
+    looks_behind: Cell<f64>,
 }
 
 /// Serves a connection until it ends.
@@ -228,7 +239,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, connection: Connection) {
         waiting_for_room: RefCell::default(),
         bulk_uploads: Cell::new(0),
         unfinished: RefCell::default(),
-        stuck_looks: Cell::new(0),
+        looks_behind: Cell::new(0.0),
     });
     session.set_window();
     session.shard.sessions.borrow_mut().push(Rc::downgrade(&session));
@@ -326,5 +337,33 @@ impl Drop for WideWindow {
     fn drop(&mut self) {
         self.0.bulk_uploads.set(self.0.bulk_uploads.get() - 1);
         self.0.set_window();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(shares: impl IntoIterator<Item = Option<f64>>) -> f64 {
+        shares.into_iter().fold(0.0, looks_behind)
+    }
+
+    #[test]
+    fn who_takes_little_falls_behind_and_who_is_slow_does_not() {
+        assert_eq!(after([Some(0.0); 60]), 60.0);
+        assert!(after([Some(1.0 / 16384.0); 61]) > 60.0, "a byte a second is as good as nothing");
+        assert_eq!(after([Some(1.0); 1000]), 0.0);
+        // 256 KiB at once, every sixteen seconds.
+        let bursts = (0..1000).map(|look| Some(if look % 16 == 15 { 16.0 } else { 0.0 }));
+        assert!(
+            bursts
+                .scan(0.0, |behind, share| {
+                    *behind = looks_behind(*behind, share);
+                    Some(*behind)
+                })
+                .all(|behind| behind < 16.0)
+        );
+        assert_eq!(after([Some(0.0), Some(0.0), None]), 0.0);
+        assert_eq!(after([Some(0.0), Some(0.0), Some(9.0), Some(0.0)]), 1.0, "nobody saves up");
     }
 }
