@@ -130,7 +130,7 @@ pub(crate) enum Store {
         #[command(flatten)]
         work: Work,
     },
-    /// Check the whole store; exit code 5 when something is damaged
+    /// Check the whole store and name the damaged blobs; exit code 5 as long as there are any
     Check {
         /// Without a node: reads the files themselves, and follows all references. Changes nothing
         #[arg(long)]
@@ -138,7 +138,7 @@ pub(crate) enum Store {
         /// Store damaged blobs again; what can't be read here is fetched from the nodes of --from
         #[arg(long)]
         repair: bool,
-        /// A node that may have them too; may be given more than once
+        /// A node that may have them too, by its ticket or one of its blobs'; may be given more than once
         #[arg(long, value_name = "TICKET", requires = "repair", conflicts_with = "offline")]
         from: Vec<Ticket>,
     },
@@ -212,8 +212,8 @@ impl From<Class> for DurabilityClass {
 
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// What to fetch; /PATH names an entry of a folder. Tickets of several nodes for one blob are joined by +: when one fails,
-    /// the next goes on where it stopped
+    /// What to fetch; /PATH names an entry of a folder. Tickets of several nodes for one blob are joined by +: it comes from all
+    /// of them side by side, and from the others where one fails
     #[arg(value_name = "HASH|TICKET|TAG[/PATH]")]
     pub(crate) what: Reference,
     /// Where to write it, or - for standard output [default: its name, here]
@@ -222,7 +222,7 @@ pub(crate) struct Get {
     /// Only these bytes: START..END, START.., ..END or START+LENGTH; K, M and G are understood
     #[arg(long, value_parser = reference::range)]
     pub(crate) range: Option<ByteRange>,
-    /// Replace what is there
+    /// Replace the file that is there; a folder by a folder, with everything in it
     #[arg(short, long)]
     pub(crate) force: bool,
     /// Recreate links that may lead out of the folder too

@@ -58,6 +58,7 @@ impl Check {
 
 impl Row for Check {
     const COLUMNS: &'static [(&'static str, isize)] = &[("CHECK", 16), ("STATE", 10), ("FOUND", 0)];
+    const HAS_LINES: bool = true;
 
     fn cells(&self) -> Vec<String> {
         let state = match self.state {

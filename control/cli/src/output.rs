@@ -28,6 +28,9 @@ pub(crate) trait Row: Serialize {
     /// Names of the columns, with the width of each; the last one is not padded. Negative widths align to the right.
     const COLUMNS: &'static [(&'static str, isize)];
 
+    /// Whether the last column may have several lines, made here and not by somebody's names.
+    const HAS_LINES: bool = false;
+
     /// One text for each column.
     fn cells(&self) -> Vec<String>;
 }
@@ -105,8 +108,11 @@ impl<R: Row> List<R> {
 fn table_line<R: Row>(cells: &[String]) -> String {
     let mut line = String::new();
     for (at, ((_, width), cell)) in R::COLUMNS.iter().zip(cells).enumerate() {
-        // A row is one line.
-        let cell = visible(cell).replace('\n', "\\u{a}");
+        // A row is one line, unless its last cell is made of several.
+        let mut cell = visible(cell).into_owned();
+        if at + 1 < R::COLUMNS.len() || !R::HAS_LINES {
+            cell = cell.replace('\n', "\\u{a}");
+        }
         if at > 0 {
             line.push_str("  ");
         }

@@ -26,15 +26,15 @@ pub(crate) struct Target {
 impl Target {
     /// The node that `named` names (a reference with a ticket), else --node, else the one that runs on the data folder.
     pub(crate) fn find(global: &Global, named: Option<&Ticket>) -> Result<Self> {
-        if let Some(ticket) = named.or(global.node.as_ref()) {
-            return Ok(Self { ticket: ticket.node_only(), identity: identity(global)? });
+        match named.or(global.node.as_ref()) {
+            Some(ticket) => Ok(Self { ticket: ticket.node_only(), identity: identity(global)? }),
+            None => Self::local(global),
         }
-        Self::local(global)
     }
 
     /// The node that runs on the data folder.
     pub(crate) fn local(global: &Global) -> Result<Self> {
-        let folder = data_folder(global)?;
+        let folder = local_folder(global)?;
         let status = admin::status(&folder)?;
         let identity = match &global.key {
             Some(file) => key_file(file)?,
@@ -73,6 +73,22 @@ pub(crate) fn data_folder(global: &Global) -> Result<PathBuf> {
         Failure::usage("no data folder: neither XDG_DATA_HOME nor HOME is set").hint("name one with --data DIR")
     })?;
     Ok(base.join("metanode"))
+}
+
+/// The data folder, for what is done to the node that runs on it. --node must not name another one.
+pub(crate) fn local_folder(global: &Global) -> Result<PathBuf> {
+    let folder = data_folder(global)?;
+    if let Some(ticket) = &global.node
+        && let Ok(data) = DataFolder::open(&folder)
+        && data.node_identity().public() != ticket.node
+    {
+        let shown = folder.display();
+        let other = format!("--node (or METANODE_NODE) names another node than the one of the data folder {shown}");
+        return Err(
+            Failure::usage(other).hint("this command works on a data folder: name it with --data, without --node")
+        );
+    }
+    Ok(folder)
 }
 
 /// Whom to be towards a node: --key, else the data folder's operator, else somebody new, who may only read.

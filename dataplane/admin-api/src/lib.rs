@@ -115,6 +115,8 @@ pub enum Reply {
     StoreStatus(Box<StoreStatus>),
     /// To [`Request::Damaged`].
     Damaged {
+        /// The survey that they are of.
+        survey: u64,
         /// At most [`DAMAGED_PAGE_MAX`], in order.
         hashes: Vec<Hash>,
         /// Whether there are more behind the last.
@@ -133,9 +135,9 @@ impl Reply {
             Self::Status(info) => encode(out, request, &info.to_message(), 0),
             Self::Begun(number) => encode(out, request, &MaintainReply { number: *number }, 0),
             Self::StoreStatus(status) => encode(out, request, &**status, 0),
-            Self::Damaged { hashes, more } => {
+            Self::Damaged { survey, hashes, more } => {
                 let hashes = hashes.iter().map(|hash| hash.0).collect();
-                encode(out, request, &DamagedPage { hashes, more: *more }, 0);
+                encode(out, request, &DamagedPage { survey: *survey, hashes, more: *more }, 0);
             }
             Self::Done => encode(out, request, &Done {}, 0),
             Self::Refused(refusal) => encode(out, request, &refusal.to_message(), 0),
@@ -175,7 +177,7 @@ impl Reply {
                 if !hashes.is_sorted_by(|a, b| a < b) || (page.more && hashes.is_empty()) {
                     return Err(FrameError::Malformed);
                 }
-                Ok(Self::Damaged { hashes, more: page.more })
+                Ok(Self::Damaged { survey: page.survey.to_native(), hashes, more: page.more })
             }
             Kind::Done => frame.message::<Done>().map(|_| Self::Done),
             Kind::Refused => frame.message::<Refused>().map(|message| Self::Refused(Refusal::from_message(message))),
@@ -225,7 +227,7 @@ mod tests {
         };
         let store = Reply::StoreStatus(Box::new(store));
         let hashes = (0..DAMAGED_PAGE_MAX as u8).map(|byte| Hash([byte; 32])).collect();
-        let damaged = Reply::Damaged { hashes, more: true };
+        let damaged = Reply::Damaged { survey: 4, hashes, more: true };
         for reply in [
             status,
             store,
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn a_page_without_an_end_is_malformed() {
         for hashes in [vec![], vec![[2; 32], [1; 32]]] {
-            let frame = frame(|out| metanode_wire::encode(out, 0, &DamagedPage { hashes, more: true }, 0));
+            let frame = frame(|out| metanode_wire::encode(out, 0, &DamagedPage { survey: 1, hashes, more: true }, 0));
             assert_eq!(Reply::from_frame(&frame), Err(FrameError::Malformed));
         }
     }

@@ -1,8 +1,9 @@
 //! One range from several nodes at once.
 //!
 //! The range is cut into segments, of which each node sends a few at a time; they are handed on in order. A node that fails is left
-//! out, and what it owed goes to the others; a segment that holds up all that follow it is asked of a second node. So a transfer is
-//! about as fast as its nodes together, and ends well as long as one of them does.
+//! out, and what it owed goes to the others; a segment that holds up all that follow it is asked of one more node, and of another after that.
+//! A node that others overtake again and again is left out as well. So a transfer is about as fast as its good nodes together, and ends well as
+//! long as one of them does. Connecting to a node holds up nobody.
 //!
 //! A node may lie about the size of a blob, which decides where the segments are: it is proven first, by the proof of the last byte.
 
@@ -19,7 +20,7 @@ use metanode_wire::Ticket;
 use tokio::{
     sync::OnceCell,
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{BlobSink, Client, ClientError, Fetched, VecSink};
@@ -43,6 +44,12 @@ pub(crate) const BESIDE_BYTES_MIN: u64 = 2 * SEGMENT_BYTES;
 const LATE_MIN: Duration = Duration::from_secs(1);
 const LATE_TIMES: u32 = 3;
 
+/// A node that was overtaken so often is left out; each segment that it sends in time makes up for one.
+const OVERTAKEN_MAX: u32 = 3;
+
+/// What a node has to prove the size of a blob, before others are asked.
+const PROOF_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Another node that may have the blob.
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -62,43 +69,49 @@ impl Replica {
     }
 }
 
-/// A node to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Node {
-    /// The client's own.
-    Own,
-    /// The one at this place among its replicas.
-    Replica(usize),
+/// Where a range comes from.
+pub(crate) enum Way {
+    /// From one node, as it is small.
+    Alone(Client),
+    /// From all of them. The size is proven.
+    Beside { size_bytes: u64, start: u64, end: u64 },
 }
 
-/// The size of the blob, proven, if `range` is one that should come from several nodes.
-pub(crate) async fn proven_size(client: &Client, hash: Hash, range: ByteRange) -> Result<Option<u64>, ClientError> {
+/// How to fetch a range.
+pub(crate) async fn way(client: &Client, hash: Hash, range: ByteRange) -> Result<Way, ClientError> {
     if client.replicas().is_empty() || range.length < BESIDE_BYTES_MIN {
-        return Ok(None);
+        return Ok(Way::Alone(client.clone()));
     }
-    let own = match size_from(client, hash, range).await {
+    let own = match way_by(client, hash, range).await {
         Err(error) => error,
-        proven => return proven,
+        found => return found,
     };
     for at in 0..client.replicas().len() {
         if let Ok(other) = client.replica(at).await
-            && let Ok(proven) = size_from(&other, hash, range).await
+            && let Ok(found) = way_by(&other, hash, range).await
         {
-            return Ok(proven);
+            return Ok(found);
         }
     }
     Err(own)
 }
 
-async fn size_from(client: &Client, hash: Hash, range: ByteRange) -> Result<Option<u64>, ClientError> {
-    let said_bytes = client.stat(hash).await?.size_bytes;
-    if range.clamp(said_bytes).is_none_or(|(start, end)| end - start < BESIDE_BYTES_MIN) {
-        return Ok(None);
-    }
-    let last = ByteRange { offset: said_bytes - 1, length: u64::MAX };
-    let mut sink = VecSink { bytes: Vec::new(), bytes_max: 1 };
-    let fetched = client.get_range_alone(hash, last, &mut sink).await?;
-    Ok((fetched.size_bytes == said_bytes).then_some(said_bytes))
+/// What one node says about it.
+async fn way_by(node: &Client, hash: Hash, range: ByteRange) -> Result<Way, ClientError> {
+    let proven = async {
+        let said_bytes = node.stat(hash).await?.size_bytes;
+        let Some((start, end)) = range.clamp(said_bytes).filter(|(start, end)| end - start >= BESIDE_BYTES_MIN) else {
+            return Ok(Way::Alone(node.clone()));
+        };
+        let last = ByteRange { offset: said_bytes - 1, length: u64::MAX };
+        let mut sink = VecSink { bytes: Vec::new(), bytes_max: 1 };
+        let fetched = node.get_range_alone(hash, last, &mut sink).await?;
+        match fetched.size_bytes == said_bytes {
+            true => Ok(Way::Beside { size_bytes: said_bytes, start, end }),
+            false => Err(ClientError::HashMismatch(hash)),
+        }
+    };
+    timeout(PROOF_TIME_MAX, proven).await.unwrap_or(Err(ClientError::Timeout("asking for the size")))
 }
 
 /// Fetches bytes `start` to `end` of a blob of `size_bytes` into `sink`.
@@ -125,17 +138,27 @@ pub(crate) async fn get(
     Ok(Fetched { size_bytes, taken_bytes })
 }
 
+/// A node that can be asked.
+#[derive(Debug)]
+struct Node {
+    /// 0 is the client's own, others are behind their places among its replicas.
+    number: usize,
+    client: Client,
+    /// How often another one has sent first what this one was asked for first.
+    overtaken: u32,
+}
+
 /// A segment that a node has been asked for.
 #[derive(Debug)]
 struct Asked {
     segment: u64,
-    node: Node,
+    /// Its number.
+    node: usize,
     since: Instant,
     abort: AbortHandle,
 }
 
-struct Transfer<'a> {
-    client: &'a Client,
+struct Transfer {
     hash: Hash,
     size_bytes: u64,
     start: u64,
@@ -148,22 +171,27 @@ struct Transfer<'a> {
     again: BinaryHeap<Reverse<u64>>,
     arrived: BTreeMap<u64, Bytes>,
     asked: Vec<Asked>,
-    tasks: JoinSet<Result<Bytes, ClientError>>,
+    /// Segments, each with the time that it took.
+    tasks: JoinSet<Result<(Bytes, Duration), ClientError>>,
     /// Nodes that have not failed.
     nodes: Vec<Node>,
+    /// Those that are being connected to.
+    connecting: JoinSet<(usize, Result<Client, ClientError>)>,
     /// Why the own node has failed, or else the first of the others.
-    failure: Option<(Node, ClientError)>,
+    failure: Option<(usize, ClientError)>,
     /// Duration of a segment, as a moving mean.
     usual: Option<Duration>,
 }
 
-impl<'a> Transfer<'a> {
-    fn new(client: &'a Client, hash: Hash, size_bytes: u64, (start, end): (u64, u64)) -> Self {
-        let mut nodes = vec![Node::Own];
-        nodes.extend((0..client.replicas().len()).map(Node::Replica));
+impl Transfer {
+    fn new(client: &Client, hash: Hash, size_bytes: u64, (start, end): (u64, u64)) -> Self {
+        let mut connecting = JoinSet::new();
+        for at in 0..client.replicas().len() {
+            let client = client.clone();
+            connecting.spawn(async move { (at + 1, client.replica(at).await) });
+        }
         let count = end.div_ceil(SEGMENT_BYTES) - start / SEGMENT_BYTES;
         Self {
-            client,
             hash,
             size_bytes,
             start,
@@ -175,7 +203,8 @@ impl<'a> Transfer<'a> {
             arrived: BTreeMap::new(),
             asked: Vec::new(),
             tasks: JoinSet::new(),
-            nodes,
+            nodes: vec![Node { number: 0, client: client.clone(), overtaken: 0 }],
+            connecting,
             failure: None,
             usual: None,
         }
@@ -188,24 +217,32 @@ impl<'a> Transfer<'a> {
         ByteRange { offset, length: end - offset }
     }
 
+    fn on_the_way(&self, node: usize) -> usize {
+        self.asked.iter().filter(|asked| asked.node == node).count()
+    }
+
+    /// What a node may have on the way now.
+    fn places(node: &Node) -> usize {
+        if node.overtaken == 0 { SEGMENTS_A_NODE } else { 1 }
+    }
+
     /// Gives every node what it may have on the way; one segment each in turn.
     fn ask(&mut self) {
         for side_by_side in 1..=SEGMENTS_A_NODE {
             for at in 0..self.nodes.len() {
-                let node = self.nodes[at];
-                if self.asked.iter().filter(|asked| asked.node == node).count() >= side_by_side {
-                    continue;
-                }
-                match self.choose(node) {
-                    Some(segment) => self.ask_for(segment, node),
-                    None => return,
+                let node = &self.nodes[at];
+                let number = node.number;
+                if self.on_the_way(number) < side_by_side.min(Self::places(node))
+                    && let Some(segment) = self.choose(number)
+                {
+                    self.ask_for(segment, at);
                 }
             }
         }
     }
 
     /// What to ask a node for: what another one has failed to send, else something new, else what is late.
-    fn choose(&mut self, node: Node) -> Option<u64> {
+    fn choose(&mut self, node: usize) -> Option<u64> {
         if let Some(Reverse(segment)) = self.again.pop() {
             return Some(segment);
         }
@@ -213,97 +250,107 @@ impl<'a> Transfer<'a> {
             self.fresh += 1;
             return Some(self.fresh - 1);
         }
-        let late = self.late_at(node)?;
-        (late <= Instant::now()).then_some(self.next)
+        (self.late_at(node)? <= Instant::now()).then_some(self.next)
     }
 
-    /// When the next segment to hand on will be late, and then worth asking `node` for as well.
-    fn late_at(&self, node: Node) -> Option<Instant> {
-        let mut on_the_way = self.asked.iter().filter(|asked| asked.segment == self.next);
-        let only = on_the_way.next().filter(|asked| asked.node != node)?;
-        if on_the_way.next().is_some() {
+    /// When the next segment to hand on will be late with all who were asked for it, and then worth asking `node` for as well.
+    fn late_at(&self, node: usize) -> Option<Instant> {
+        let on_the_way = || self.asked.iter().filter(|asked| asked.segment == self.next);
+        if on_the_way().any(|asked| asked.node == node) {
             return None;
         }
-        Some(only.since + LATE_MIN.max(self.usual? * LATE_TIMES))
+        let latest = on_the_way().map(|asked| asked.since).max()?;
+        Some(latest + LATE_MIN.max(self.usual.unwrap_or_default() * LATE_TIMES))
     }
 
-    fn ask_for(&mut self, segment: u64, node: Node) {
-        let (client, hash, size_bytes, range) =
-            (self.client.clone(), self.hash, self.size_bytes, self.range_of(segment));
+    fn ask_for(&mut self, segment: u64, at: usize) {
+        let (hash, size_bytes, range) = (self.hash, self.size_bytes, self.range_of(segment));
+        let Node { number, client, .. } = &self.nodes[at];
+        let (node, client) = (*number, client.clone());
         let abort = self.tasks.spawn(async move {
-            let from = match node {
-                Node::Own => client,
-                Node::Replica(at) => client.replica(at).await?,
-            };
+            let begun = Instant::now();
             let mut sink = VecSink { bytes: Vec::with_capacity(range.length as usize), bytes_max: range.length };
-            let fetched = from.get_range_alone(hash, range, &mut sink).await?;
+            let fetched = client.get_range_alone(hash, range, &mut sink).await?;
             if fetched.size_bytes != size_bytes || fetched.taken_bytes != range.length {
                 return Err(ClientError::HashMismatch(hash)); // of no blob with this hash
             }
-            Ok(sink.bytes.into())
+            Ok((sink.bytes.into(), begun.elapsed()))
         });
         self.asked.push(Asked { segment, node, since: Instant::now(), abort });
     }
 
-    /// Waits until a segment has arrived, a node has failed, or a segment is late.
+    /// Waits until a segment has arrived, a node has failed or can be asked, or a segment is late.
     async fn wait(&mut self) -> Result<(), ClientError> {
-        let idle = self
-            .nodes
-            .iter()
-            .filter(|node| self.asked.iter().filter(|asked| asked.node == **node).count() < SEGMENTS_A_NODE);
-        let late = idle.filter_map(|node| self.late_at(*node)).min();
+        let idle = self.nodes.iter().filter(|node| self.on_the_way(node.number) < Self::places(node));
+        let late = idle.filter_map(|node| self.late_at(node.number)).min();
         let late = async {
             match late {
                 Some(at) => sleep_until(at).await,
                 None => pending().await,
             }
         };
-        let joined = tokio::select! {
+        tokio::select! {
             biased;
-            joined = self.tasks.join_next_with_id() => joined,
-            () = late => return Ok(()),
-        };
-        let (id, got) = match joined {
-            Some(Ok((id, got))) => (id, got),
-            Some(Err(error)) => (error.id(), Err(ClientError::Stream(std::io::Error::other(error)))),
-            None => return Err(self.give_up()),
-        };
-        let Some(at) = self.asked.iter().position(|asked| asked.abort.id() == id) else {
-            return Ok(()); // it was no longer wanted
-        };
-        let asked = self.asked.remove(at);
-        match got {
-            Ok(bytes) => self.keep(&asked, bytes),
-            Err(error) => self.failed(&asked, error),
+            Some(joined) = self.tasks.join_next_with_id() => {
+                let (id, got) = match joined {
+                    Ok((id, got)) => (id, got),
+                    Err(error) => (error.id(), Err(ClientError::Stream(std::io::Error::other(error)))),
+                };
+                // Otherwise it was no longer wanted.
+                if let Some(at) = self.asked.iter().position(|asked| asked.abort.id() == id) {
+                    let asked = self.asked.remove(at);
+                    match got {
+                        Ok((bytes, took)) => self.keep(&asked, bytes, took),
+                        Err(error) => self.failed(asked.node, Some(asked.segment), error),
+                    }
+                }
+            }
+            Some(joined) = self.connecting.join_next() => match joined {
+                Ok((number, Ok(client))) => self.nodes.push(Node { number, client, overtaken: 0 }),
+                Ok((number, Err(error))) => self.failed(number, None, error),
+                Err(error) => self.failed(usize::MAX, None, ClientError::Stream(std::io::Error::other(error))),
+            },
+            () = late => {}
         }
-        match self.nodes.is_empty() {
+        match self.nodes.is_empty() && self.connecting.is_empty() {
             true => Err(self.give_up()),
             false => Ok(()),
         }
     }
 
-    fn keep(&mut self, asked: &Asked, bytes: Bytes) {
-        let took = asked.since.elapsed();
+    fn keep(&mut self, asked: &Asked, bytes: Bytes, took: Duration) {
         self.usual = Some(self.usual.map_or(took, |usual| (usual * 7 + took) / 8));
         self.arrived.insert(asked.segment, bytes);
+        if let Some(node) = self.nodes.iter_mut().find(|node| node.number == asked.node) {
+            node.overtaken = node.overtaken.saturating_sub(1);
+        }
+        let mut overtaken = Vec::new();
         self.asked.retain(|other| {
             let is_wanted = other.segment != asked.segment;
             if !is_wanted {
                 other.abort.abort();
+                overtaken.extend((other.since < asked.since).then_some(other.node));
             }
             is_wanted
         });
+        for number in overtaken {
+            let Some(node) = self.nodes.iter_mut().find(|node| node.number == number) else { continue };
+            node.overtaken += 1;
+            if node.overtaken >= OVERTAKEN_MAX && self.nodes.len() > 1 {
+                self.failed(number, None, ClientError::Timeout("receiving"));
+            }
+        }
     }
 
-    fn failed(&mut self, asked: &Asked, error: ClientError) {
-        self.nodes.retain(|node| *node != asked.node);
-        if self.failure.is_none() || asked.node == Node::Own {
-            self.failure = Some((asked.node, error));
+    /// Leaves a node out. What it was asked for goes to the others.
+    fn failed(&mut self, node: usize, segment: Option<u64>, error: ClientError) {
+        self.nodes.retain(|other| other.number != node);
+        if self.failure.is_none() || node == 0 {
+            self.failure = Some((node, error));
         }
-        // What else it was asked for may still come, but nobody waits for that.
-        let mut owed = vec![asked.segment];
+        let mut owed: Vec<u64> = segment.into_iter().collect();
         self.asked.retain(|other| {
-            let is_its = other.node == asked.node;
+            let is_its = other.node == node;
             if is_its {
                 other.abort.abort();
                 owed.push(other.segment);

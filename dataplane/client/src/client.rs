@@ -16,7 +16,7 @@ use tokio::{io::AsyncRead, sync::OnceCell};
 
 use crate::{
     BlobSink, BlobSource, ClientConfig, ClientError, Fetched, ReaderSource,
-    beside::{self, Replica},
+    beside::{self, Replica, Way},
     bulk::{self, Resume},
     dial::{Dialer, Dialled, STEERABLE_SHARDS_MAX},
     link::{Link, close},
@@ -164,8 +164,15 @@ impl Client {
     /// is asked of this client's own node.
     #[must_use]
     pub fn beside(&self, tickets: impl IntoIterator<Item = Ticket>) -> Self {
-        let others = tickets.into_iter().filter(|ticket| ticket.node != self.node()).map(Replica::new);
-        Self { inner: self.inner.clone(), replicas: others.collect() }
+        let mut known = vec![self.node()];
+        let mut replicas = Vec::new();
+        for ticket in tickets {
+            if !known.contains(&ticket.node) {
+                known.push(ticket.node);
+                replicas.push(Replica::new(ticket));
+            }
+        }
+        Self { inner: self.inner.clone(), replicas: replicas.into() }
     }
 
     pub(crate) fn replicas(&self) -> &[Replica] {
@@ -270,10 +277,9 @@ impl Client {
         range: ByteRange,
         sink: &mut impl BlobSink,
     ) -> Result<Fetched, ClientError> {
-        let size_bytes = beside::proven_size(self, hash, range).await?;
-        match size_bytes.and_then(|size_bytes| Some((size_bytes, range.clamp(size_bytes)?))) {
-            Some((size_bytes, part)) => beside::get(self, hash, size_bytes, part, sink).await,
-            None => self.get_range_alone(hash, range, sink).await,
+        match beside::way(self, hash, range).await? {
+            Way::Alone(client) => client.get_range_alone(hash, range, sink).await,
+            Way::Beside { size_bytes, start, end } => beside::get(self, hash, size_bytes, (start, end), sink).await,
         }
     }
 

@@ -52,10 +52,8 @@ pub(crate) struct Account(Arc<Inner>);
 struct Inner {
     budget: Arc<Budget>,
     bytes: AtomicU64,
-    /// Acknowledged since the last look.
-    taken_bytes: AtomicU64,
-    /// Unacknowledged at the last look.
-    seen_bytes: AtomicU64,
+    /// Acknowledged since the beginning.
+    acknowledged_bytes: AtomicU64,
     /// Its streams that wait for that.
     waiting: Mutex<Vec<Waker>>,
     is_awaited: AtomicBool,
@@ -71,7 +69,10 @@ struct Charge {
     bytes: u64,
 }
 
-/// The last piece of a write. QUIC lets go of the pieces of a stream in their order.
+/// Pieces of a write are counted together up to so many bytes, so that a slow client is seen to move.
+const CHARGE_BYTES: u64 = 64 << 10;
+
+/// The last of the pieces that are counted together. QUIC lets go of the pieces of a stream in their order.
 struct Last {
     piece: Bytes,
     _charge: Charge,
@@ -103,8 +104,7 @@ impl Outgoing {
         Account(Arc::new(Inner {
             budget: self.0.clone(),
             bytes: AtomicU64::new(0),
-            taken_bytes: AtomicU64::new(0),
-            seen_bytes: AtomicU64::new(0),
+            acknowledged_bytes: AtomicU64::new(0),
             waiting: Mutex::default(),
             is_awaited: AtomicBool::new(false),
             is_listed: AtomicBool::new(false),
@@ -199,14 +199,21 @@ impl Account {
         self.0.wake();
     }
 
-    /// Counts pieces that are about to be written to one stream, until QUIC lets go of the last of them.
+    /// Counts pieces that are about to be written to one stream, until QUIC lets go of them.
     pub(crate) fn charge(&self, pieces: &mut [Bytes]) {
-        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let Some(last) = pieces.iter_mut().rfind(|piece| !piece.is_empty()) else { return };
-        self.0.bytes.fetch_add(bytes, Relaxed);
-        self.0.budget.bytes.fetch_add(bytes, Relaxed);
-        let charge = Charge { account: self.clone(), bytes };
-        *last = Bytes::from_owner(Last { piece: std::mem::take(last), _charge: charge });
+        let Some(last) = pieces.iter().rposition(|piece| !piece.is_empty()) else { return };
+        let mut bytes = 0;
+        for (at, piece) in pieces[..=last].iter_mut().enumerate() {
+            bytes += piece.len() as u64;
+            if at < last && bytes < CHARGE_BYTES {
+                continue;
+            }
+            self.0.bytes.fetch_add(bytes, Relaxed);
+            self.0.budget.bytes.fetch_add(bytes, Relaxed);
+            let charge = Charge { account: self.clone(), bytes };
+            *piece = Bytes::from_owner(Last { piece: std::mem::take(piece), _charge: charge });
+            bytes = 0;
+        }
     }
 
     /// Bytes that the client has not acknowledged.
@@ -214,12 +221,9 @@ impl Account {
         self.0.bytes.load(Relaxed)
     }
 
-    /// What was acknowledged since this was asked last, as a part of what was due: everything that was unacknowledged then, or
-    /// `least_bytes` if that was more. `None`: nothing was due.
-    pub(crate) fn taken_share(&self, least_bytes: u64) -> Option<f64> {
-        let taken = self.0.taken_bytes.swap(0, Relaxed);
-        let due = self.0.seen_bytes.swap(self.0.bytes.load(Relaxed), Relaxed).min(least_bytes);
-        (due > 0).then(|| taken as f64 / due as f64)
+    /// Bytes that the client has acknowledged since the beginning.
+    pub(crate) fn acknowledged_bytes(&self) -> u64 {
+        self.0.acknowledged_bytes.load(Relaxed)
     }
 }
 
@@ -228,7 +232,7 @@ impl Drop for Charge {
         let account = &*self.account.0;
         account.bytes.fetch_sub(self.bytes, Relaxed);
         account.budget.bytes.fetch_sub(self.bytes, Relaxed);
-        account.taken_bytes.fetch_add(self.bytes, Relaxed);
+        account.acknowledged_bytes.fetch_add(self.bytes, Relaxed);
         account.wake();
     }
 }
@@ -267,6 +271,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_write_is_given_back_in_parts() {
+        let account = Outgoing::new(10 << 20).account();
+        let mut pieces = vec![Bytes::from(vec![1; 16 << 10]); 16];
+        account.charge(&mut pieces);
+        assert_eq!(account.bytes(), 256 << 10);
+        pieces.drain(..5);
+        assert_eq!((account.bytes(), account.acknowledged_bytes()), (192 << 10, 64 << 10));
+        drop(pieces);
+        assert_eq!((account.bytes(), account.acknowledged_bytes()), (0, 256 << 10));
+    }
+
+    #[test]
     fn acknowledgements_give_room_and_wake() {
         let outgoing = Outgoing::new(10_000);
         let [holder, waiter] = [(); 2].map(|()| outgoing.account());
@@ -277,8 +293,6 @@ mod tests {
             assert!(account.poll_room(cx, 2_000).is_pending());
         }
         assert_eq!(lock(&outgoing.0.waiting).len(), 2, "each once");
-        assert_eq!([&holder, &waiter].map(|account| account.taken_share(1_000)), [None, None], "not seen before");
-        assert_eq!([&holder, &waiter].map(|account| account.taken_share(1_000)), [Some(0.0), None]);
         pieces.remove(0);
         assert_eq!(outgoing.bytes(), 9_000, "until the last piece is acknowledged");
         drop(pieces);
@@ -289,7 +303,6 @@ mod tests {
         assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(Some(2_500)));
         waiter.end();
         assert_eq!(waiter.poll_room(cx, 2_000), Poll::Ready(None));
-        assert_eq!(holder.taken_share(1_000), Some(9.0), "nine times what was due");
-        assert_eq!(holder.taken_share(1_000), None, "nothing is left to be late");
+        assert_eq!((holder.acknowledged_bytes(), holder.bytes()), (9_000, 0));
     }
 }

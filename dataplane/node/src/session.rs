@@ -41,6 +41,9 @@ pub(crate) const STUCK_LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// memory that all share for minutes.
 const LEAST_BYTES_PER_SECOND: u64 = 16 << 10;
 
+/// An acknowledgement that takes longer than so many looks is late: several round trips of a slow path whose buffers are full.
+const LATE_LOOKS: usize = 3;
+
 /// How long a connection may keep memory without moving while there is little left: many round trips of any path.
 const TIGHT_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -161,9 +164,14 @@ impl Shard {
         let mut stuck = Vec::new();
         self.sessions.borrow_mut().retain(|session| {
             let Some(session) = session.upgrade() else { return false };
-            let least_bytes = LEAST_BYTES_PER_SECOND * STUCK_LOOK_PERIOD.as_secs();
-            let behind = looks_behind(session.looks_behind.get(), session.account.taken_share(least_bytes));
-            session.looks_behind.set(behind);
+            // While there is little, nobody keeps its part for more than a minute.
+            let kept = session.account.bytes();
+            let least = if is_tight {
+                LEAST_BYTES_PER_SECOND.max(kept / STALL_TIME_MAX.as_secs())
+            } else {
+                LEAST_BYTES_PER_SECOND
+            };
+            let behind = session.pace.borrow_mut().look(session.account.acknowledged_bytes(), kept, least);
             if STUCK_LOOK_PERIOD.mul_f64(behind) > patience || session.has_unfinished(patience) {
                 stuck.push(session);
             }
@@ -186,10 +194,31 @@ impl Shard {
     }
 }
 
-/// How many looks a connection is behind that was so many behind before, and has taken this part of what was due: one look more with nothing,
-/// half a look with half of it, less with more. Where nothing was due nobody is behind.
-fn looks_behind(before: f64, taken_share: Option<f64>) -> f64 {
-    taken_share.map_or(0.0, |share| (before + 1.0 - share).max(0.0))
+/// How a connection keeps up with acknowledging.
+#[derive(Debug, Default)]
+struct Pace {
+    /// What was written at the latest looks, the oldest first, since the beginning.
+    written: [u64; LATE_LOOKS],
+    /// What was acknowledged at the last look, since the beginning.
+    acknowledged: u64,
+    looks_behind: f64,
+}
+
+impl Pace {
+    /// How many looks it is behind. What was written [`LATE_LOOKS`] ago and is not acknowledged is late. As long as there is such a thing, a
+    /// look without acknowledgements is one look behind, one with half of the least half a look; more than the least makes up
+    /// for earlier ones. To be called each [`STUCK_LOOK_PERIOD`], a second.
+    fn look(&mut self, acknowledged: u64, kept: u64, least: u64) -> f64 {
+        let taken = acknowledged - std::mem::replace(&mut self.acknowledged, acknowledged);
+        let late = self.written[0].saturating_sub(acknowledged);
+        self.written.rotate_left(1);
+        self.written[LATE_LOOKS - 1] = acknowledged + kept;
+        self.looks_behind = match late {
+            0 => 0.0,
+            _ => (self.looks_behind + 1.0 - taken as f64 / least.min(late + taken) as f64).max(0.0),
+        };
+        self.looks_behind
+    }
 }
 
 /// One connection.
@@ -210,8 +239,7 @@ pub(crate) struct Session {
     bulk_uploads: Cell<u64>,
     /// Streams with a frame of which a part has arrived, and since when.
     unfinished: RefCell<Vec<(u64, Instant)>>,
-    /// How many looks it is behind with acknowledging.
-    looks_behind: Cell<f64>,
+    pace: RefCell<Pace>,
 }
 
 /// Serves a connection until it ends.
@@ -239,7 +267,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, connection: Connection) {
         waiting_for_room: RefCell::default(),
         bulk_uploads: Cell::new(0),
         unfinished: RefCell::default(),
-        looks_behind: Cell::new(0.0),
+        pace: RefCell::default(),
     });
     session.set_window();
     session.shard.sessions.borrow_mut().push(Rc::downgrade(&session));
@@ -344,26 +372,28 @@ impl Drop for WideWindow {
 mod tests {
     use super::*;
 
-    fn after(shares: impl IntoIterator<Item = Option<f64>>) -> f64 {
-        shares.into_iter().fold(0.0, looks_behind)
+    const LEAST: u64 = LEAST_BYTES_PER_SECOND;
+
+    /// The most that one is behind that writes whenever it has less than `kept` unacknowledged, and acknowledges so much at each look.
+    fn behind(kept: u64, taken: impl Fn(u64) -> u64, looks: u64) -> f64 {
+        let (mut pace, mut acknowledged, mut most) = (Pace::default(), 0, 0.0f64);
+        for look in 0..looks {
+            acknowledged += taken(look).min(kept);
+            most = most.max(pace.look(acknowledged, kept, LEAST));
+        }
+        most
     }
 
     #[test]
     fn who_takes_little_falls_behind_and_who_is_slow_does_not() {
-        assert_eq!(after([Some(0.0); 60]), 60.0);
-        assert!(after([Some(1.0 / 16384.0); 61]) > 60.0, "a byte a second is as good as nothing");
-        assert_eq!(after([Some(1.0); 1000]), 0.0);
-        // 256 KiB at once, every sixteen seconds.
-        let bursts = (0..1000).map(|look| Some(if look % 16 == 15 { 16.0 } else { 0.0 }));
-        assert!(
-            bursts
-                .scan(0.0, |behind, share| {
-                    *behind = looks_behind(*behind, share);
-                    Some(*behind)
-                })
-                .all(|behind| behind < 16.0)
-        );
-        assert_eq!(after([Some(0.0), Some(0.0), None]), 0.0);
-        assert_eq!(after([Some(0.0), Some(0.0), Some(9.0), Some(0.0)]), 1.0, "nobody saves up");
+        assert_eq!(behind(8 << 20, |_| 0, 63), 60.0, "the first looks know of nothing late");
+        assert!(behind(8 << 20, |_| 1, 70) > 60.0, "a byte a second is as good as nothing");
+        assert_eq!(behind(8 << 20, |_| LEAST, 1000), 0.0);
+        let bursts = |look| if look % 16 == 15 { 16 * LEAST } else { 0 };
+        assert!(behind(8 << 20, bursts, 1000) <= 16.0, "256 KiB at once, every sixteen seconds");
+        // Little at a time over a long path: what was written two seconds ago is being acknowledged.
+        assert_eq!(behind(2_000, |_| 1_000, 1000), 0.0);
+        // A single answer that is never acknowledged.
+        assert_eq!(behind(100, |_| 0, 63), 60.0);
     }
 }

@@ -330,6 +330,8 @@ messages! {
 
     /// Answer to [`AdminDamaged`].
     DamagedPage {
+        /// The survey that the list is of; it is complete once [`StoreStatusReply`] says that this one is done.
+        survey: u64,
         /// In order.
         hashes: Vec<[u8; 32]>,
         /// Whether there are more behind the last.

@@ -24,7 +24,7 @@ use metanode_blob::{
     partition::{RootEntry, Source},
 };
 use metanode_log::{Location, Table};
-use metanode_shard::{now, sleep, yield_now};
+use metanode_shard::{file::is_lost, now, sleep, yield_now};
 use metanode_types::Hash;
 use tracing::{info, warn};
 
@@ -74,12 +74,12 @@ impl Maintenance {
         self.survey.fetch_add(1, Relaxed) + 1
     }
 
-    /// Up to `count` blobs behind `after` that the latest survey has found so far, in order, and whether there are more.
-    pub fn damaged(&self, after: Option<&Hash>, count: usize) -> (Vec<Hash>, bool) {
+    /// The number of the latest survey, up to `count` blobs behind `after` that it has found so far, in order, and whether there are more.
+    pub fn damaged(&self, after: Option<&Hash>, count: usize) -> (u64, Vec<Hash>, bool) {
         let damaged = self.listed();
         let mut behind = damaged.range((after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
         let page = behind.by_ref().take(count).copied().collect();
-        (page, behind.next().is_some())
+        (self.survey.load(Relaxed), page, behind.next().is_some())
     }
 
     /// Lists a blob, unless another survey was asked for since.
@@ -198,10 +198,10 @@ async fn is_damaged(inner: &Rc<Inner>, hash: &Hash, root: &RootEntry) -> bool {
     let missing = root.damaged || {
         match has_all(inner, hash, root).await {
             Ok(all) => !all,
-            Err(StoreError::Corrupt) => true,
+            Err(StoreError::ShuttingDown) => false, // the survey does not end
             Err(error) => {
-                warn!(%hash, %error, "a survey could not look at a blob");
-                false
+                warn!(%hash, %error, "the map of a blob can't be read");
+                true
             }
         }
     };
@@ -237,7 +237,22 @@ async fn check_chunk(inner: &Rc<Inner>, name: &Hash, location: Location) -> Opti
     if !is_here() {
         return None;
     }
-    let bytes = inner.files.read_again(location).await.ok()?;
+    let bytes = match inner.files.read_again(location).await {
+        Ok(bytes) => bytes,
+        // What the disk or the file system has lost is as good as rotten.
+        Err(error) if is_lost(&error) => {
+            return is_here().then(|| {
+                inner.corrupt(name, location, &format!("it can't be read: {error}"));
+                inner.cache.remove(name);
+                false
+            });
+        }
+        // No memory, no descriptor: that says nothing about it.
+        Err(error) => {
+            warn!(chunk = %name, %error, "a scrub could not read a chunk");
+            return None;
+        }
+    };
     if inner.hashes.hash(&bytes).await == *name {
         return Some(true);
     }

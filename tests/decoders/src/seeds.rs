@@ -109,7 +109,7 @@ fn archives(add: Add<'_>) {
     archive(add, &MaintainReply { number: 2 });
     archive(add, &AdminStoreStatus {});
     archive(add, &AdminDamaged { after: Some(hash) });
-    archive(add, &DamagedPage { hashes: vec![hash; 2], more: true });
+    archive(add, &DamagedPage { survey: 3, hashes: vec![hash; 2], more: true });
     archive(add, &AdminStop {});
     archive(add, &Refusal { retry_after_ms: 50, ..Refusal::new(RefusalCode::Busy, "too much work") }.to_message());
     archive(add, &Refused { code: 999, retry_after_ms: 1, detail: "x".repeat(600) });

@@ -9,6 +9,7 @@ use std::{
 
 use metanode_e2e::{Home, content};
 
+const USAGE: i32 = 2;
 const INTEGRITY: i32 = 5;
 const IN_USE: i32 = 9;
 
@@ -84,8 +85,16 @@ fn a_repair_fetches_what_is_damaged_and_nothing_else() {
     assert_eq!((alone["damaged"].as_u64(), alone["damaged_blobs"].as_u64()), (Some(3), Some(3)), "{alone}");
     assert_eq!(alone["left"].as_array().unwrap().len(), 3, "nobody else was asked: {alone}");
 
+    let again = home.cli("store check -o json");
+    assert_eq!(again.code, INTEGRITY, "{}", again.stderr);
+    let again = again.json();
+    let left = again["left"].as_array().unwrap().len();
+    assert_eq!((again["damaged"].as_u64(), left), (Some(0), 3), "known damage is damage: {again}");
+
     let sent = other.metric("sent_bytes_total");
     let ticket = other.ready.ticket.to_string();
+    home.cli_args(["store", "status", "--node", &ticket]).failed(USAGE);
+    home.cli_args(["stop", "--node", &ticket]).failed(USAGE);
     let ran = home.cli_args(["store", "check", "--repair", "--from", &ticket, "-o", "json"]);
     assert_eq!(ran.code, INTEGRITY, "{}", ran.stderr);
     let report = ran.json();

@@ -87,6 +87,8 @@ struct Lives {
     number: Rc<Cell<u64>>,
     /// Nothing fails any more.
     calm: Rc<Cell<bool>>,
+    /// The network never stops carrying anything.
+    steady: bool,
 }
 
 async fn lives(
@@ -98,7 +100,7 @@ async fn lives(
     report: &mut Report,
 ) {
     let clock = Instant::now();
-    let lives = Lives::default();
+    let lives = Lives { steady: plan.cuts_once_in == 0, ..Lives::default() };
     let mut random = Random::new(seed ^ 0x7573_6572);
     let identity = Identity::from_seed(&[1; 32]);
     let ticket =
@@ -132,6 +134,7 @@ async fn lives(
         let parts = node::Setting { identity: identity.clone(), writers: keys.clone(), shards, stopped };
         let (inside, around) = (model.clone(), network.clone());
         let node = world.start(move || async move { node::live(parts, &around, &inside).await });
+        let mut served = false;
         let ended = {
             let mut turning = Box::pin(turn(&node, network, clock));
             match life {
@@ -147,6 +150,7 @@ async fn lives(
                         end = &mut turning => Some(end),
                         () = ended(&mut users, model) => {
                             let _ = stop.send(()); // gone if it has ended by itself
+                            served = true;
                             Some(turning.await)
                         }
                     }
@@ -155,8 +159,10 @@ async fn lives(
         };
         report.openings += 1;
         match ended {
-            Some(End::Done(())) if is_last => {}
-            Some(End::Done(())) | Some(End::PowerFailed) | None => report.cuts += 1,
+            Some(End::Done(())) if served => {}
+            Some(End::Done(())) => model.borrow_mut().violation("the node has ended by itself".to_owned()),
+            Some(End::PowerFailed) if is_last => model.borrow_mut().violation("a sound disk has failed".to_owned()),
+            Some(End::PowerFailed) | None => report.cuts += 1,
             Some(End::Stuck) => model.borrow_mut().violation("nothing can happen any more in the node".to_owned()),
             Some(End::Endless) => model.borrow_mut().violation("the node never comes to rest".to_owned()),
         }

@@ -59,7 +59,8 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
     let report = loop {
         let before = written;
         let attempt = with_client(global, source, true, async |client, _| {
-            let client = &client.beside(others.as_slice().iter().cloned());
+            let beside = client.beside(others.as_slice().iter().cloned());
+            let client = &beside;
             let resolved = get.what.resolve(client).await?;
             let progress = Progress::default();
             let work = async {
@@ -68,6 +69,7 @@ pub(super) fn run(global: &Global, get: &Get) -> Result<()> {
             };
             let fetched = shown("get", global.quiet, &progress, work).await;
             written += progress.bytes();
+            beside.close().await;
             fetched
         });
         match attempt {
@@ -155,6 +157,11 @@ async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &
             .hint("name a DEST, one of its files (HASH/PATH), or --raw")),
         What::Folder { .. } if get.range.is_some() => Err(Failure::usage("a folder has no ranges of bytes")),
         What::Folder { hash, manifest } => {
+            if get.force && holds_us(&target) {
+                let text =
+                    format!("{} holds the folder that this command runs in, so it is not replaced", target.display());
+                return Err(Failure::usage(text).hint("name another target"));
+            }
             let links = if get.unsafe_links { Links::All } else { Links::Inside };
             let how = FolderGet { replace: get.force, links, file_io };
             let contents = folder::get_folder(client, &manifest, &target, how, progress).await;
@@ -166,7 +173,7 @@ async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &
 
 /// Says what an interrupted fetch has left, and what it is good for.
 fn resumable(failure: Failure, target: &Path, hash: &Hash) -> Failure {
-    match files::part_of(target, hash) {
+    match files::part_of(target, hash).filter(|_| failure.is_of_the_connection) {
         Some((part, held)) if held > 0 => {
             let hint = format!("the same command goes on behind {} that are in {}", bytes(held), part.display());
             failure.hint(hint)
@@ -175,12 +182,17 @@ fn resumable(failure: Failure, target: &Path, hash: &Hash) -> Failure {
     }
 }
 
+/// Whether replacing this folder would take the current one with it.
+fn holds_us(target: &Path) -> bool {
+    let (Ok(target), Ok(here)) = (target.canonicalize(), std::env::current_dir()) else { return false };
+    here.canonicalize().unwrap_or(here).starts_with(target)
+}
+
 /// A better hint where the usual one would not help.
 fn in_folder(error: ClientError, target: &Path) -> Failure {
     match &error {
-        ClientError::TargetExists(_) if target.is_dir() => {
-            Failure::from(error).hint("name the target inside that folder, or replace the folder with --force")
-        }
+        ClientError::TargetExists(_) if target.is_dir() => Failure::from(error)
+            .hint("name the target inside that folder; --force replaces a folder by a folder, with all that is in it"),
         ClientError::Unsuitable { reason, .. } if reason.contains("link") => {
             Failure::from(error).hint("--unsafe-links recreates such links all the same")
         }

@@ -22,7 +22,7 @@ use crate::{
     args::{AddressOrOff, Global, NodeRun, Overrides, Start, Stop},
     exit::{Exit, Failure, Result, io},
     output::{Format, Show},
-    target::data_folder,
+    target::{data_folder, local_folder},
 };
 
 /// Between two looks at a process that is about to end.
@@ -256,7 +256,7 @@ fn parse_error(text: &str) -> Option<(Vec<String>, Option<String>)> {
 }
 
 pub(super) fn stop(global: &Global, stop: &Stop) -> Result<()> {
-    let folder = data_folder(global)?;
+    let folder = local_folder(global)?;
     let pid = admin::status(&folder)?.pid;
     admin::stop(&folder, stop.deadline)?;
     let begun = Instant::now();

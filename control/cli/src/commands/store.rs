@@ -11,7 +11,7 @@ use crate::{
     args::{Global, Store, Work},
     exit::{Exit, Failure, Result},
     output::{Show, bytes, count},
-    target::data_folder,
+    target::local_folder,
 };
 
 /// Between two looks at the work.
@@ -26,8 +26,7 @@ pub(super) fn run(global: &Global, store: &Store) -> Result<()> {
         Store::Scrub { rate, work } => scrub(global, rate.unwrap_or(0), work),
         Store::Compact { work } => compact(global, work),
         Store::Check { offline: true, repair, .. } => check_offline(global, *repair),
-        Store::Check { repair: true, from, .. } => repair::run(global, from),
-        Store::Check { .. } => scrub(global, 0, &Work { no_wait: false }),
+        Store::Check { repair, from, .. } => repair::run(global, *repair, from),
     }
 }
 
@@ -78,7 +77,7 @@ impl Show for StatusReport {
 }
 
 fn status(global: &Global) -> Result<()> {
-    global.output.print(&StatusReport::of(&admin::store_status(&data_folder(global)?)?))
+    global.output.print(&StatusReport::of(&admin::store_status(&local_folder(global)?)?))
 }
 
 /// What work has done.
@@ -111,18 +110,18 @@ impl Show for WorkReport {
 
 fn scrub(global: &Global, rate: u64, work: &Work) -> Result<()> {
     if work.no_wait {
-        admin::scrub(&data_folder(global)?, rate)?;
+        admin::scrub(&local_folder(global)?, rate)?;
         return global.output.print(&WorkReport { work: "scrub", ..WorkReport::default() });
     }
     let report = scrubbed(global, rate)?;
     global.output.print(&report)?;
-    let hint = "`metanode store check --repair --from TICKET` fetches them from another node; `metanode put` of the same contents replaces them";
+    let hint = "`metanode store check` names the blobs; `metanode store check --repair --from TICKET` fetches what is damaged from another node";
     damaged(report.damaged.unwrap_or(0), hint)
 }
 
 /// A scrub from beginning to end.
 fn scrubbed(global: &Global, rate: u64) -> Result<WorkReport> {
-    let folder = data_folder(global)?;
+    let folder = local_folder(global)?;
     let before = admin::store_status(&folder)?;
     let number = admin::scrub(&folder, rate)?;
     let begun = Instant::now();
@@ -138,7 +137,7 @@ fn scrubbed(global: &Global, rate: u64) -> Result<WorkReport> {
 }
 
 fn compact(global: &Global, work: &Work) -> Result<()> {
-    let folder = data_folder(global)?;
+    let folder = local_folder(global)?;
     let before = admin::store_status(&folder)?;
     let number = admin::compact(&folder)?;
     let begun = Instant::now();
@@ -199,7 +198,7 @@ impl Show for CheckReport {
 }
 
 fn check_offline(global: &Global, repair: bool) -> Result<()> {
-    let folder = DataFolder::open(&data_folder(global)?)?;
+    let folder = DataFolder::open(&local_folder(global)?)?;
     // The store must not change while it is read.
     let _lock = folder.lock()?;
     let report = metanode_store::check(&folder.store_path())?;

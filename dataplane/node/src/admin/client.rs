@@ -103,19 +103,20 @@ pub fn survey(path: &Path) -> Result<u64, AdminError> {
     begin(path, Request::Survey)
 }
 
-/// The blobs that the latest survey has found, all of them.
-pub fn damaged(path: &Path) -> Result<Vec<Hash>, AdminError> {
+/// All blobs that a survey has found; `None` when another one was begun since.
+pub fn damaged(path: &Path, number: u64) -> Result<Option<Vec<Hash>>, AdminError> {
     let mut all: Vec<Hash> = Vec::new();
     loop {
         // A conversation for each page: they are short.
         match Talk::open(path, ANSWER_TIME_MAX)?.ask(Request::Damaged { after: all.last().copied() })? {
-            Reply::Damaged { hashes, more } => {
+            Reply::Damaged { survey, .. } if survey != number => return Ok(None),
+            Reply::Damaged { hashes, more, .. } => {
                 if hashes.first().is_some_and(|first| all.last().is_some_and(|last| first <= last)) {
                     return Err(FrameError::Malformed.into());
                 }
                 all.extend(hashes);
                 if !more {
-                    return Ok(all);
+                    return Ok(Some(all));
                 }
             }
             other => return Err(unexpected(other)),

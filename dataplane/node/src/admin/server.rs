@@ -79,8 +79,8 @@ fn converse(mut stream: UnixStream, state: &NodeState, stoppers: &Stoppers) -> i
                 stream.write_all(&out)?;
             }
             Some(Ok((number, Request::Damaged { after }))) => {
-                let (hashes, more) = state.store.maintenance().damaged(after.as_ref(), DAMAGED_PAGE_MAX);
-                Reply::Damaged { hashes, more }.encode(&mut out, number);
+                let (survey, hashes, more) = state.store.maintenance().damaged(after.as_ref(), DAMAGED_PAGE_MAX);
+                Reply::Damaged { survey, hashes, more }.encode(&mut out, number);
                 stream.write_all(&out)?;
             }
             Some(Ok((number, Request::StoreStatus))) => {

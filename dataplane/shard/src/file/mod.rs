@@ -14,3 +14,10 @@ mod log;
 pub use cached::{Access, CachedFile};
 pub use direct::DirectFile;
 pub use log::{ALIGNMENT, AlignedBuffer, DirectReader, LogFile};
+
+/// Whether a read failed because what it asked for is lost: a sector that can't be read, a file that is not there. Other errors, such as a
+/// want of memory, say nothing about the data.
+pub fn is_lost(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::ENODATA | libc::ENOENT))
+        || error.kind() == std::io::ErrorKind::NotFound
+}

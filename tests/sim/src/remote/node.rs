@@ -8,7 +8,7 @@ use metanode_node::{
     sim::{Parts, Serving},
 };
 use metanode_quic::ShardSocket;
-use metanode_shard::sim::Network;
+use metanode_shard::{sim::Network, yield_now};
 use metanode_store::{Store, StoreConfig, StoreShared, mesh};
 use metanode_types::{NodeKey, ShardCount};
 use tokio::sync::oneshot;
@@ -38,7 +38,14 @@ pub(super) async fn live(setting: Setting, network: &Network, model: &Rc<RefCell
     let mut store_config = StoreConfig::new(PathBuf::from("/store"), shards);
     store_config.segment_bytes = SEGMENT_BYTES;
     store_config.cache_bytes_max = CACHE_BYTES;
-    let Some(store) = (0..STARTS_MAX).find_map(|_| StoreShared::open(store_config.clone()).ok()) else { return };
+    let store = match (0..STARTS_MAX).map(|_| StoreShared::open(store_config.clone())).find(Result::is_ok) {
+        Some(Ok(store)) => store,
+        _ => {
+            yield_now().await; // when the power has failed meanwhile, this is the end
+            // No disk of these fails for ever.
+            return model.borrow_mut().violation("the store can't be opened".to_owned());
+        }
+    };
     let recovery = store.recovery();
     if recovery.rot_bytes > 0 || recovery.damaged_blobs > 0 {
         model.borrow_mut().violation(format!("nothing rotted, and recovery reports {recovery:?}"));

@@ -78,7 +78,11 @@ impl Plan {
                 0 => None,
                 _ => Some(5 + random.below(600)),
             },
-            lasts: Duration::from_millis(50 + random.below(12_000)),
+            // Some last until their users have done everything, so that nothing but the node itself ends what it holds up.
+            lasts: match random.below(5) {
+                0 => Duration::from_secs(900),
+                _ => Duration::from_millis(50 + random.below(12_000)),
+            },
             cut: [PowerCut::ProcessOnly, PowerCut::LoseAll, PowerCut::Blocks, PowerCut::Sectors]
                 [random.below(4) as usize],
             down: Duration::from_millis(random.below(longest_down)),

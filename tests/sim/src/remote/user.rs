@@ -34,6 +34,8 @@ pub(super) struct User {
     doing: Rc<RefCell<String>>,
     random: Random,
     client: Option<Client>,
+    /// Nothing fails any more, and the connection is of now.
+    is_last_look: bool,
 }
 
 /// How an operation ended.
@@ -56,7 +58,18 @@ impl User {
         doing: Rc<RefCell<String>>,
         random: u64,
     ) -> Self {
-        Self { seed, number, config, ticket, lives, model, doing, random: Random::new(random), client: None }
+        Self {
+            seed,
+            number,
+            config,
+            ticket,
+            lives,
+            model,
+            doing,
+            random: Random::new(random),
+            client: None,
+            is_last_look: false,
+        }
     }
 
     /// So many operations, and then, once nothing fails any more, a look at everything.
@@ -69,17 +82,23 @@ impl User {
                 4..8 => self.get(key).await,
                 8 => self.remove((key.0, key.1 % REMOVABLE)).await,
                 9 | 10 => self.set_tag().await,
-                _ => self.get_tag().await,
+                _ => {
+                    let tag = self.random.below(u64::from(TAGS)) as u32;
+                    self.get_tag(tag).await;
+                }
             }
         }
         while !self.lives.calm.get() {
             sleep(Duration::from_millis(500)).await;
         }
+        // Whatever has become of the connection: from now on one that is new works.
+        self.client = None;
+        self.is_last_look = true;
         for number in 0..REMOVABLE + TAGGED {
             self.get((self.number, number)).await;
         }
-        for _ in 0..2 * TAGS {
-            self.get_tag().await;
+        for tag in 0..TAGS {
+            self.get_tag(tag).await;
         }
         for number in 0..REMOVABLE {
             self.put((self.number, number)).await;
@@ -142,12 +161,13 @@ impl User {
     }
 
     async fn attempt<T>(&mut self, work: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Outcome<T> {
+        let life = self.lives.number.get();
         let worked = timeout(OPERATION_TIME_MAX, async {
             let client = self.client().await;
             work(&client).await
         });
         let Ok(worked) = worked.await else {
-            if self.lives.calm.get() {
+            if self.lives.calm.get() || (self.lives.steady && self.lives.number.get() == life) {
                 self.violation("it did not come to an end");
             }
             self.client = None;
@@ -163,6 +183,9 @@ impl User {
                 self.model.borrow_mut().refused += 1;
                 if let Some(code) = self.judge(&error) {
                     return Outcome::Refused(code);
+                }
+                if self.is_last_look {
+                    self.violation(&format!("nothing fails any more, and yet: {error}"));
                 }
                 self.client = None; // the connection is of no more use
                 Outcome::Lost
@@ -202,12 +225,16 @@ impl User {
         let again = self.random.below(2) == 0;
         let outcome = self
             .attempt(async |client| {
-                let mut source = BytesSource(blob.bytes.clone());
+                let source = || BytesSource(blob.bytes.clone());
                 let size_bytes = Some(blob.bytes.len() as u64);
-                match again {
-                    true => client.put_again(&mut source, size_bytes, options).await,
-                    false => client.put_source(&mut source, size_bytes, options).await,
+                if again {
+                    let put = client.put_again(&mut source(), size_bytes, options).await;
+                    // A chunk that was to be spared went with a blob that somebody has removed.
+                    if put.as_ref().err().and_then(ClientError::refusal_code) != Some(RefusalCode::NotFound) {
+                        return put;
+                    }
                 }
+                client.put_source(&mut source(), size_bytes, options).await
             })
             .await;
         match outcome {
@@ -221,7 +248,6 @@ impl User {
                     self.set(key, Known::Yes, self.state(key).1);
                 }
             }
-            Outcome::Refused(RefusalCode::NotFound) if again => {} // a chunk that was to be spared has gone
             Outcome::Refused(code) => self.only_in_trouble(code),
             Outcome::Lost => {}
         }
@@ -309,13 +335,14 @@ impl User {
         }
     }
 
-    fn tag(&mut self) -> ((u32, u32), TagName) {
-        let key = (self.number, self.random.below(u64::from(TAGS)) as u32);
+    fn tag(&self, number: u32) -> ((u32, u32), TagName) {
+        let key = (self.number, number);
         (key, format!("tag-{}-{}", key.0, key.1).parse().expect("a short name"))
     }
 
     async fn set_tag(&mut self) {
-        let (key, name) = self.tag();
+        let number = self.random.below(u64::from(TAGS)) as u32;
+        let (key, name) = self.tag(number);
         let target = (self.number, REMOVABLE + self.random.below(u64::from(TAGGED)) as u32);
         self.put(target).await;
         let removes = self.random.below(4) == 0;
@@ -358,8 +385,8 @@ impl User {
         }
     }
 
-    async fn get_tag(&mut self) {
-        let (key, name) = self.tag();
+    async fn get_tag(&mut self, number: u32) {
+        let (key, name) = self.tag(number);
         self.doing(format!("looking where {name} points"));
         let begun = self.lives.number.get();
         let before = self.model.borrow().tags.get(&key).cloned();

@@ -1,7 +1,11 @@
-//! `metanode store check --repair`: damaged blobs are read from here as far as they can be, from other nodes where they can't, and stored
-//! again. Only the chunks that are damaged are fetched and written.
+//! `metanode store check`: reads everything, then names the blobs that known damage belongs to. With `--repair` these are read from here as far
+//! as they can be, from other nodes where they can't, and stored again: only the chunks that are damaged are fetched and written.
 
-use std::{collections::VecDeque, io, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    time::Instant,
+};
 
 use bytes::Bytes;
 use metanode_client::{BlobSource, Client, ClientError, PutOptions, VecSink};
@@ -16,45 +20,49 @@ use crate::{
     commands::on_runtime,
     exit::Result,
     output::{Show, bytes, count, visible},
-    target::{Target, data_folder},
+    target::{Target, local_folder},
 };
 
 /// Chunks that are read from here at once: 4 MiB.
 const READ_CHUNKS: u64 = 16;
 
-/// What a repair has done.
+/// What a check has found, and a repair done.
 #[derive(Debug, Serialize)]
-struct RepairReport {
+struct CheckReport {
     seconds: f64,
     read_bytes: u64,
-    /// Chunks and maps.
+    /// Chunks and maps that were found now.
     damaged: u64,
+    /// Blobs that these, or what was found before, belong to.
     damaged_blobs: u64,
-    repaired_blobs: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired_blobs: Option<u64>,
     /// From other nodes.
-    fetched_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetched_bytes: Option<u64>,
     left: Vec<Left>,
 }
 
-/// A blob that could not be repaired.
+/// A blob that is damaged.
 #[derive(Debug, Serialize)]
 struct Left {
     hash: String,
     reason: String,
 }
 
-impl Show for RepairReport {
+impl Show for CheckReport {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![
             ("check", format!("done in {:.1} s", self.seconds)),
             ("read", bytes(self.read_bytes)),
-            ("damaged", format!("{} in {} blobs", count(self.damaged), count(self.damaged_blobs))),
-            ("repaired", format!("{} blobs with {} fetched", count(self.repaired_blobs), bytes(self.fetched_bytes))),
-            ("left", count(self.left.len() as u64)),
+            ("damaged", format!("{} blobs; {} chunks were found now", count(self.damaged_blobs), count(self.damaged))),
         ];
-        lines.extend(
-            self.left.iter().take(super::FINDINGS_SHOWN).map(|left| ("", format!("{}: {}", left.hash, left.reason))),
-        );
+        if let (Some(blobs), Some(fetched)) = (self.repaired_blobs, self.fetched_bytes) {
+            lines.push(("repaired", format!("{} blobs with {} from other nodes", count(blobs), bytes(fetched))));
+        }
+        lines.push(("left", count(self.left.len() as u64)));
+        let shown = self.left.iter().take(super::FINDINGS_SHOWN);
+        lines.extend(shown.map(|left| ("", format!("{}: {}", left.hash, left.reason))));
         if self.left.len() > super::FINDINGS_SHOWN {
             lines.push(("", format!("and {} more (-o json has them)", self.left.len() - super::FINDINGS_SHOWN)));
         }
@@ -62,76 +70,98 @@ impl Show for RepairReport {
     }
 }
 
-pub(super) fn run(global: &Global, from: &[Ticket]) -> Result<()> {
+/// Checks; repairs with what these nodes have, if that was asked for.
+pub(super) fn run(global: &Global, repairs: bool, from: &[Ticket]) -> Result<()> {
     let begun = Instant::now();
     let scrub = scrubbed(global, 0)?;
-    let blobs = survey(global)?;
-    let mut report = RepairReport {
+    let mut blobs = survey(global)?;
+    let mut report = CheckReport {
         seconds: 0.0,
         read_bytes: scrub.read_bytes.unwrap_or(0),
         damaged: scrub.damaged.unwrap_or(0),
         damaged_blobs: blobs.len() as u64,
-        repaired_blobs: 0,
-        fetched_bytes: 0,
+        repaired_blobs: repairs.then_some(0),
+        fetched_bytes: repairs.then_some(0),
         left: Vec::new(),
     };
-    if !blobs.is_empty() {
-        let target = Target::local(global)?;
-        on_runtime(async {
-            let here = target.connect(global, true).await?;
-            let others = connect(global, &target, from).await;
-            for hash in blobs {
-                match repair(&here, &others, hash).await {
-                    Ok(fetched_bytes) => {
-                        report.repaired_blobs += 1;
-                        report.fetched_bytes += fetched_bytes;
-                    }
-                    Err(error) => {
-                        let reason = match error {
-                            ClientError::Stream(error) => error.to_string(),
-                            other => other.to_string(),
-                        };
-                        report.left.push(Left { hash: hash.to_string(), reason });
-                    }
-                }
-            }
-            for client in others {
-                client.close().await;
-            }
-            here.close().await;
-            Ok(())
-        })?;
+    let mut reasons = BTreeMap::new();
+    if repairs && !blobs.is_empty() {
+        let tried = std::mem::take(&mut blobs);
+        let fetched_bytes = repair_all(global, from, &tried, &mut reasons)?;
         // What the node itself says is what counts.
-        for hash in survey(global)? {
-            let hash = hash.to_string();
-            if !report.left.iter().any(|left| left.hash == hash) {
-                report.repaired_blobs = report.repaired_blobs.saturating_sub(1);
-                report.left.push(Left { hash, reason: "it was damaged again".to_owned() });
-            }
+        blobs = survey(global)?;
+        report.repaired_blobs = Some(tried.iter().filter(|hash| !blobs.contains(hash)).count() as u64);
+        report.fetched_bytes = Some(fetched_bytes);
+        for hash in blobs.iter().filter(|hash| !tried.contains(hash)) {
+            reasons.insert(*hash, "it was not among those found first: check again".to_owned());
         }
     }
+    report.left = blobs
+        .iter()
+        .map(|hash| {
+            let reason = reasons.remove(hash).unwrap_or_else(|| "something of it is damaged".to_owned());
+            Left { hash: hash.to_string(), reason }
+        })
+        .collect();
     report.seconds = begun.elapsed().as_secs_f64();
     global.output.print(&report)?;
-    let hint =
-        "name a node that has them with --from, `metanode put` the contents again, or `metanode rm` what is lost";
+    let hint = match repairs {
+        true => {
+            "name a node that has them with --from, `metanode put` the contents again, or `metanode rm` what is lost"
+        }
+        false => "`metanode store check --repair --from TICKET` fetches what is damaged from another node",
+    };
     damaged(report.left.len() as u64, hint)
 }
 
-/// The blobs that something is missing of.
+/// Stores blobs again; how much came from other nodes, and why some could not be.
+fn repair_all(global: &Global, from: &[Ticket], blobs: &[Hash], reasons: &mut BTreeMap<Hash, String>) -> Result<u64> {
+    let target = Target::local(global)?;
+    let mut fetched_bytes = 0;
+    on_runtime(async {
+        let here = target.connect(global, true).await?;
+        let mut others = connect(global, &target, from).await;
+        for hash in blobs {
+            match repair(&here, &mut others, *hash).await {
+                Ok(bytes) => fetched_bytes += bytes,
+                Err(error) => {
+                    let reason = match error {
+                        ClientError::Stream(error) => error.to_string(),
+                        other => other.to_string(),
+                    };
+                    reasons.insert(*hash, reason);
+                }
+            }
+        }
+        for client in others {
+            client.close().await;
+        }
+        here.close().await;
+        Ok(())
+    })?;
+    Ok(fetched_bytes)
+}
+
+/// The blobs that something is missing of, as the node knows.
 fn survey(global: &Global) -> Result<Vec<Hash>> {
-    let folder = data_folder(global)?;
-    let number = admin::survey(&folder)?;
-    wait(&folder, |status| status.survey_done >= number)?;
-    Ok(admin::damaged(&folder)?)
+    let folder = local_folder(global)?;
+    loop {
+        let number = admin::survey(&folder)?;
+        wait(&folder, |status| status.survey_done >= number)?;
+        // Otherwise somebody else has begun another one meanwhile.
+        if let Some(blobs) = admin::damaged(&folder, number)? {
+            return Ok(blobs);
+        }
+    }
 }
 
 /// Connects to what can be reached.
-async fn connect(global: &Global, target: &Target, from: &[Ticket]) -> Vec<Client> {
-    let mut others = Vec::new();
+async fn connect(global: &Global, target: &Target, from: &[Ticket]) -> VecDeque<Client> {
+    let mut others = VecDeque::new();
     for ticket in from {
         let other = Target { ticket: ticket.node_only(), identity: target.identity.clone() };
         match other.connect(global, true).await {
-            Ok(client) => others.push(client),
+            Ok(client) => others.push_back(client),
             Err(failure) => eprintln!("warning: {}; going on without this node", visible(&failure.to_string())),
         }
     }
@@ -139,9 +169,10 @@ async fn connect(global: &Global, target: &Target, from: &[Ticket]) -> Vec<Clien
 }
 
 /// Stores a damaged blob again; how much of it came from other nodes.
-async fn repair(here: &Client, others: &[Client], hash: Hash) -> std::result::Result<u64, ClientError> {
+async fn repair(here: &Client, others: &mut VecDeque<Client>, hash: Hash) -> std::result::Result<u64, ClientError> {
     let info = here.stat(hash).await?;
-    let options = PutOptions { class: info.class, kind: info.kind, hold: info.held };
+    // What holds it holds it on; what is removed meanwhile stays removed.
+    let options = PutOptions { class: info.class, kind: info.kind, hold: false };
     let mut source =
         Mended { here, others, hash, size_bytes: info.size_bytes, at: 0, ready: VecDeque::new(), fetched_bytes: 0 };
     let stored = here.put_again(&mut source, Some(info.size_bytes), options).await?;
@@ -154,7 +185,8 @@ async fn repair(here: &Client, others: &[Client], hash: Hash) -> std::result::Re
 /// The contents of a damaged blob.
 struct Mended<'a> {
     here: &'a Client,
-    others: &'a [Client],
+    /// In the order in which they are asked: one that fails goes to the end.
+    others: &'a mut VecDeque<Client>,
     hash: Hash,
     size_bytes: u64,
     at: u64,
@@ -186,10 +218,12 @@ impl Mended<'_> {
             }
         }
         let mut why = None;
-        let mut others = self.others.iter();
+        let mut left = self.others.len();
         while found.is_empty() {
-            let Some(other) = others.next() else {
-                return Err(why.unwrap_or_else(|| io::Error::other("no other node was named")));
+            let Some(other) = self.others.front().filter(|_| left > 0) else {
+                return Err(
+                    why.unwrap_or_else(|| io::Error::other("something of it is damaged, and no other node was named"))
+                );
             };
             let (bytes, read) = self.read(other, rest.min(CHUNK_BYTES as u64)).await;
             match read {
@@ -197,7 +231,11 @@ impl Mended<'_> {
                     self.fetched_bytes += bytes.len() as u64;
                     found = bytes;
                 }
-                Err(error) => why = Some(io::Error::other(error)),
+                Err(error) => {
+                    why = Some(io::Error::other(error));
+                    self.others.rotate_left(1);
+                    left -= 1;
+                }
             }
         }
         self.at += found.len() as u64;
