@@ -117,15 +117,9 @@ impl World {
     /// # Panics
     /// When a task does, and when the thread is in a world already.
     pub fn run<T: 'static, F: Future<Output = T> + 'static>(&self, main: impl FnOnce() -> F) -> End<T> {
+        let run = self.start(main);
         let entered = self.enter();
-        let result = Rc::new(Cell::new(None));
-        let there = result.clone();
-        let main = main();
-        let join = self.0.spawn(async move { there.set(Some(main.await)) });
-        let end = self.0.drive(&|| result.take());
-        self.0.disk.borrow_mut().stop();
-        drop(join);
-        self.0.executor.clear();
+        let end = self.0.drive(&|| run.result.take());
         drop(entered);
         end
     }
