@@ -117,7 +117,7 @@ pub(crate) struct Overrides {
 pub(crate) enum Store {
     /// Segments, orphans, scrubs
     Status,
-    /// Read everything and compare it with its hash; exit code 5 when something is damaged
+    /// Read everything and compare it with its hash; exit code 5 when damage is found that was not known
     Scrub {
         /// Bytes to read a second: 50M [default: as fast as it goes]
         #[arg(long, value_name = "BYTES", value_parser = reference::size)]

@@ -114,8 +114,18 @@ async fn lives(
         config.shard_aware = random.below(2) == 0;
         config.surroundings = Some(surroundings(network, clock, random.next()));
         let doing = Rc::new(RefCell::new(String::new()));
-        let user =
-            User::new(seed, number, config, ticket.clone(), lives.clone(), model.clone(), doing.clone(), random.next());
+        let user = User {
+            seed,
+            number,
+            config,
+            ticket: ticket.clone(),
+            lives: lives.clone(),
+            model: model.clone(),
+            doing: doing.clone(),
+            random: Random::new(random.next()),
+            client: None,
+            is_last_look: false,
+        };
         users.push((doing, spawn_local(user.run(plan.operations))));
     }
     let weather = spawn_local(weather(network.clone(), plan.clone(), Random::new(random.next())));

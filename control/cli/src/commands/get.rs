@@ -12,7 +12,7 @@ use metanode_client::{
     folder::{self, Contents, FolderGet, Links},
 };
 use metanode_types::{BlobKind, ByteRange, Hash};
-use metanode_wire::{EntryKind, Manifest};
+use metanode_wire::{EntryKind, Manifest, RefusalCode};
 use serde::Serialize;
 
 use super::{CONNECT_AGAIN_MAX, as_file, with_client};
@@ -140,7 +140,11 @@ async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &
         }
         What::Blob { hash, mode } => {
             let fetched = files::get_file(client, hash, range, &target, get.force, file_io, progress).await;
-            let fetched = fetched.map_err(|error| resumable(in_folder(error, &target), &target, &hash))?;
+            let fetched = fetched.map_err(|error| {
+                let goes_on = goes_on(&error);
+                let failure = in_folder(error, &target);
+                if goes_on { resumable(failure, &target, &hash) } else { failure }
+            })?;
             if let Some(mode) = mode {
                 let mode = std::fs::Permissions::from_mode(u32::from(mode));
                 std::fs::set_permissions(&target, mode).map_err(crate::exit::io(target.display()))?;
@@ -171,9 +175,15 @@ async fn fetch(client: &Client, get: &Get, what: What, written: u64, progress: &
     }
 }
 
+/// Whether the same command could end well later; otherwise the hint that the error has by itself is the better one.
+fn goes_on(error: &ClientError) -> bool {
+    let is_refused = error.refusal_code().is_some_and(|code| code != RefusalCode::Busy);
+    !is_refused && !matches!(error, ClientError::TargetExists(_) | ClientError::HashMismatch(_))
+}
+
 /// Says what an interrupted fetch has left, and what it is good for.
 fn resumable(failure: Failure, target: &Path, hash: &Hash) -> Failure {
-    match files::part_of(target, hash).filter(|_| failure.is_of_the_connection) {
+    match files::part_of(target, hash) {
         Some((part, held)) if held > 0 => {
             let hint = format!("the same command goes on behind {} that are in {}", bytes(held), part.display());
             failure.hint(hint)

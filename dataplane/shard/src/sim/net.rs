@@ -72,7 +72,6 @@ struct Net {
     steer: fn(&[u8], usize) -> Option<usize>,
     flying: BTreeMap<(Duration, u64), Flying>,
     next: u64,
-    sent: u64,
     port: u16,
     /// Whoever delivers, while it does something else.
     deliverer: Option<Waker>,
@@ -106,7 +105,6 @@ impl Network {
             steer,
             flying: BTreeMap::new(),
             next: 0,
-            sent: 0,
             port: 40_000,
             deliverer: None,
         })))
@@ -115,11 +113,6 @@ impl Network {
     /// Changes what happens to datagrams that are sent from now on.
     pub fn set(&self, conditions: Conditions) {
         lock(&self.0).conditions = conditions;
-    }
-
-    /// What happens to datagrams now.
-    pub fn conditions(&self) -> Conditions {
-        lock(&self.0).conditions
     }
 
     /// Sockets that share an address that nobody has.
@@ -143,11 +136,6 @@ impl Network {
             net.port
         };
         self.bind(SocketAddr::new(ip, port), 1).pop().expect("one was asked for")
-    }
-
-    /// Datagrams sent so far.
-    pub fn sent(&self) -> u64 {
-        lock(&self.0).sent
     }
 
     /// A hash of everything that was sent, and of what became of it.
@@ -212,7 +200,6 @@ impl Network {
 
 impl Net {
     fn send(&mut self, now: Duration, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        self.sent += 1;
         let Conditions { loss_once_in, double_once_in, damage_once_in, delay, jitter, mtu_bytes, cut } =
             self.conditions;
         // Drawn for each, whatever becomes of it, so that one datagram more or less of a kind does not change the fate of others.

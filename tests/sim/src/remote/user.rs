@@ -25,17 +25,17 @@ const OPERATION_TIME_MAX: Duration = Duration::from_secs(300);
 const CONNECT_PAUSE_MS: u64 = 500;
 
 pub(super) struct User {
-    seed: u64,
-    number: u32,
-    config: ClientConfig,
-    ticket: Ticket,
-    lives: Lives,
-    model: Rc<RefCell<Model>>,
-    doing: Rc<RefCell<String>>,
-    random: Random,
-    client: Option<Client>,
+    pub(super) seed: u64,
+    pub(super) number: u32,
+    pub(super) config: ClientConfig,
+    pub(super) ticket: Ticket,
+    pub(super) lives: Lives,
+    pub(super) model: Rc<RefCell<Model>>,
+    pub(super) doing: Rc<RefCell<String>>,
+    pub(super) random: Random,
+    pub(super) client: Option<Client>,
     /// Nothing fails any more, and the connection is of now.
-    is_last_look: bool,
+    pub(super) is_last_look: bool,
 }
 
 /// How an operation ended.
@@ -47,31 +47,6 @@ enum Outcome<T> {
 }
 
 impl User {
-    #[expect(clippy::too_many_arguments, reason = "called once")]
-    pub(super) fn new(
-        seed: u64,
-        number: u32,
-        config: ClientConfig,
-        ticket: Ticket,
-        lives: Lives,
-        model: Rc<RefCell<Model>>,
-        doing: Rc<RefCell<String>>,
-        random: u64,
-    ) -> Self {
-        Self {
-            seed,
-            number,
-            config,
-            ticket,
-            lives,
-            model,
-            doing,
-            random: Random::new(random),
-            client: None,
-            is_last_look: false,
-        }
-    }
-
     /// So many operations, and then, once nothing fails any more, a look at everything.
     pub(super) async fn run(mut self, operations: u32) {
         for _ in 0..operations {
