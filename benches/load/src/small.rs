@@ -73,6 +73,7 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
     let idle = paced_loop(IDLE_COUNT, IDLE_GAP, common.deadline(), get!(gets)).await?;
     report.add_latencies("get_4k_idle", &idle.latencies);
 
+    report.add("machine_slowest_share", raw::slowest_share(common.server_core, RAW_TIME).await?);
     let rate = done.rate() / 2.0;
     let until = common.deadline().min(Instant::now() + WARM_UP_TIME);
     open_loop(usize::MAX, rate, WARM_UP_TICK, until, data::fresh_seed()?, get!(gets)).await?;

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_quic::{ReadError, RecvStream, SendStream, TryRead, WriteError};
-use metanode_shard::{now, spawn_local, timeout, yield_now};
+use metanode_shard::{now, spawn_local, timeout, yield_now, yield_queue_now};
 use metanode_types::Hash;
 use metanode_wire::{Frame, FrameError, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, message::Get};
 
@@ -36,6 +36,10 @@ pub(crate) const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Reads of one round: then answers leave before more is taken.
 const READS_PER_ROUND: usize = 16;
+
+/// Reads that are begun before the reactor is looked at, which is when the disk gets them. With all of a burst at once, the disk would be
+/// idle while requests are served, and the shard while the disk reads: 64 cold GETs in flight had a median of 2.05 ms, and of 1.86 so.
+const READS_BEGUN_MAX: u32 = 8;
 
 /// How long a client may leave its answers untaken, or an upload without a next chunk. A megabyte in that time is slower than a
 /// telephone line.
@@ -90,6 +94,7 @@ pub(crate) async fn serve(session: Rc<Session>, send: SendStream, recv: RecvStre
         last_bytes: 0,
         partial: None,
         input: Input::Open,
+        reads_begun: 0,
         fresh: true,
         session,
         send,
@@ -133,6 +138,8 @@ struct Lane {
     /// Admits `held_bytes` while they are part of an unfinished frame.
     partial: Option<Permit>,
     input: Input,
+    /// Reads begun since the last turn of others.
+    reads_begun: u32,
     /// No frame was read yet: the stream may still become a bulk transfer.
     fresh: bool,
 }
@@ -259,6 +266,11 @@ impl Lane {
             if self.is_full() {
                 self.flush().await?;
             }
+            if self.reads_begun >= READS_BEGUN_MAX {
+                self.reads_begun = 0;
+                self.flush().await?; // what is answered doesn't wait for that
+                yield_queue_now().await;
+            }
         }
         // A finished input may still have frames in the reader; reading on finds the end again.
         self.input = Input::Held;
@@ -299,6 +311,7 @@ impl Lane {
                 shard.counters.cached_gets.increment();
                 return Ok(());
             }
+            self.reads_begun += 1;
             Request::Get(hash)
         } else {
             match Request::from_frame(frame) {

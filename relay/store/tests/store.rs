@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    os::unix::fs::FileExt,
     path::Path,
     sync::{
         Arc,
@@ -285,6 +286,25 @@ fn a_corrupt_copy_is_refused_and_healed_by_the_next_put() {
 }
 
 #[test]
+fn a_chunk_that_rots_between_two_reads_is_refused_by_the_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_owned();
+    with_store(folder.path(), 1, move |store| async move {
+        let bytes = data(700_000, 6);
+        let hash = put_bulk(&store, &bytes, HELD).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(read(&store, hash, ByteRange::ALL).await, Ok(bytes.clone()));
+        }
+        flip(&place, &bytes);
+        assert_eq!(read(&store, hash, ByteRange::ALL).await, Err(StoreError::Corrupt));
+        assert_eq!(put_bulk(&store, &bytes, HELD).await, Ok(hash));
+        for _ in 0..2 {
+            assert_eq!(read(&store, hash, ByteRange::ALL).await, Ok(bytes.clone()));
+        }
+    });
+}
+
+#[test]
 fn rot_in_the_last_frame_of_a_segment_is_no_torn_tail_once_another_segment_follows() {
     let folder = tempfile::tempdir().unwrap();
     let blobs: Vec<Bytes> = (0..40).map(|i| data(200_000, 500 + i)).collect();
@@ -317,10 +337,10 @@ fn flip(folder: &Path, bytes: &Bytes) {
     let needle = &bytes[4000..4100];
     for entry in std::fs::read_dir(folder.join("log-0000")).unwrap() {
         let path = entry.unwrap().path();
-        let mut file = std::fs::read(&path).unwrap();
-        if let Some(at) = file.windows(needle.len()).position(|window| window == needle) {
-            file[at] ^= 1;
-            std::fs::write(&path, file).unwrap();
+        let content = std::fs::read(&path).unwrap();
+        if let Some(at) = content.windows(needle.len()).position(|window| window == needle) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
             return;
         }
     }
