@@ -94,7 +94,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Overrides {
     /// UDP address to listen on; port 0 for any
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
     pub(crate) listen: Option<SocketAddr>,
     /// TCP address of the metrics page, or "off"
     #[arg(long, value_name = "ADDRESS", value_parser = address_or_off)]
@@ -261,8 +261,9 @@ pub(crate) enum Tag {
     Set {
         /// Its name
         name: TagName,
-        /// The blob
-        hash: Hash,
+        /// The blob; what is in a folder has to be named by its own hash
+        #[arg(value_name = "HASH|TICKET|TAG")]
+        what: Reference,
     },
     /// Where a tag points
     Get {
@@ -288,7 +289,7 @@ pub(crate) enum Tag {
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// The blobs
-    #[arg(required = true, value_name = "HASH")]
+    #[arg(required = true, value_name = "HASH", value_parser = removable)]
     pub(crate) hashes: Vec<Hash>,
 }
 
@@ -340,6 +341,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:4433 or [::]:0".to_owned())
+}
+
+/// A blob's hash alone: with a tag, it would be open whether the tag or the blob is meant.
+fn removable(text: &str) -> Result<Hash, String> {
+    text.parse::<Hash>()
+        .map_err(|error| format!("{error}; `metanode tag rm` removes a tag, `metanode stat` says what it names"))
+}
+
 fn address_or_off(text: &str) -> Result<AddressOrOff, String> {
     if text == "off" {
         return Ok(AddressOrOff::Off);
@@ -375,6 +386,7 @@ mod tests {
             "metanode ls --tags --limit 5 --after x",
             &format!("metanode ls {hash}/folder"),
             &format!("metanode tag set name {hash}"),
+            "metanode tag set name other",
             &format!("metanode rm {hash} {hash}"),
             "metanode config check file.toml -o yaml",
             "metanode node run --data /x",
@@ -392,7 +404,9 @@ mod tests {
             "metanode rm",
             "metanode rm nothash",
             "metanode get x --range 9..5",
-            "metanode tag set x nothash",
+            "metanode tag set x",
+            "metanode rm tag",
+            "metanode start --listen 127.0.0.1",
             "metanode --node nonsense ls",
             "metanode stop --deadline 0",
             "metanode start --metrics maybe",

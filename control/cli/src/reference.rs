@@ -111,8 +111,12 @@ impl Reference {
                 Err(error) => return Err(error.into()),
             }
         }
+        let hint = match text.starts_with(Ticket::PREFIX) {
+            true => "it begins as tickets do, which are longer: copy all of it",
+            false => "`metanode ls --tags` lists the tags",
+        };
         Err(Failure::new(Exit::NotFound, format!("{text:?} is neither a hash nor a ticket, and no such tag is there"))
-            .hint("`metanode ls --tags` lists the tags"))
+            .hint(hint))
     }
 
     /// What to call it on disk when nobody says.

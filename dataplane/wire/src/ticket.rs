@@ -36,10 +36,10 @@ pub struct Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
     /// Another prefix.
-    #[error("a ticket starts with {PREFIX}")]
+    #[error("a ticket starts with {}", Ticket::PREFIX)]
     Prefix,
     /// Another alphabet.
-    #[error("a ticket is base32 behind {PREFIX}")]
+    #[error("behind {} a ticket is base32: a character is missing or mistyped", Ticket::PREFIX)]
     Encoding,
     /// A character is wrong or missing.
     #[error("the ticket's checksum is wrong: a character is missing or mistyped")]
@@ -49,9 +49,10 @@ pub enum TicketError {
     Malformed,
 }
 
-const PREFIX: &str = "mn1";
-
 impl Ticket {
+    /// What the text of every ticket begins with.
+    pub const PREFIX: &str = "mn1";
+
     /// The same node without the blob.
     pub fn node_only(&self) -> Self {
         Self { hash: None, ..self.clone() }
@@ -122,7 +123,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&self.to_bytes()).to_ascii_lowercase())
+        write!(f, "{}{}", Self::PREFIX, BASE32_NOPAD.encode(&self.to_bytes()).to_ascii_lowercase())
     }
 }
 

@@ -176,6 +176,11 @@ fn tags_and_removal() {
     assert_eq!(home.cli("tag get name").ok().text().trim(), a);
     assert_eq!(text(&home.cli("tag get name -o json").ok().json(), "hash"), a);
     home.cli(&format!("rm {a}")).refused(10);
+    home.cli("tag set second name").ok();
+    assert_eq!(home.cli("tag get second").ok().text().trim(), a);
+    home.cli("tag rm second").ok();
+    home.cli("tag set second missing").refused(3);
+    home.cli(&format!("tag set second {a}/entry")).refused(2);
     home.cli(&format!("tag set name {b}")).ok();
     home.cli(&format!("rm {a}")).ok();
     home.cli(&format!("rm {a}")).refused(3);

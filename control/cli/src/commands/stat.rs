@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     args::{Global, Rm, Stat, Tag},
-    exit::Result,
+    exit::{Failure, Result},
     output::{Show, bytes, count},
     reference::Resolved,
 };
@@ -95,7 +95,12 @@ impl TagReport {
 pub(super) fn tag(global: &Global, tag: Tag) -> Result<()> {
     match tag {
         Tag::Ls { limit, after } => list::tags(global, limit, after.as_deref()),
-        Tag::Set { name, hash } => with_client(global, None, false, async |client, _| {
+        Tag::Set { name, what } => with_client(global, what.ticket(), false, async |client, _| {
+            let Resolved { hash, path } = what.resolve(client).await?;
+            if let Some(path) = path {
+                let why = format!("a tag names a blob, not an entry of a folder ({path})");
+                return Err(Failure::usage(why).hint("`metanode stat` prints the hash of an entry"));
+            }
             client.tag_set(&name, hash).await?;
             global.output.print_or(&TagReport::new(&name, hash), &format!("{name} -> {hash}"))
         }),
@@ -115,7 +120,7 @@ pub(super) fn remove(global: &Global, rm: &Rm) -> Result<()> {
         let mut removed = Vec::new();
         for hash in &rm.hashes {
             let result = client.remove(*hash).await;
-            result.map_err(|error| crate::exit::Failure::from(error).context(format!("removing {hash}")))?;
+            result.map_err(|error| Failure::from(error).context(format!("removing {hash}")))?;
             removed.push(hash.to_string());
         }
         let text: String = removed.iter().map(|hash| format!("removed {hash}\n")).collect();
