@@ -73,11 +73,14 @@ pub(crate) async fn run(options: &Small) -> Result<Report> {
     let idle = paced_loop(IDLE_COUNT, IDLE_GAP, common.deadline(), get!(gets)).await?;
     report.add_latencies("get_4k_idle", &idle.latencies);
 
-    report.add("machine_slowest_share", raw::slowest_share(common.server_core, RAW_TIME).await?);
+    // Around the open loop, whose tail shows it.
+    let steady = raw::steady_share(common.server_core, RAW_TIME).await?;
     let rate = done.rate() / 2.0;
     let until = common.deadline().min(Instant::now() + WARM_UP_TIME);
     open_loop(usize::MAX, rate, WARM_UP_TICK, until, data::fresh_seed()?, get!(gets)).await?;
     open(&mut report, options, &node, &gets, rate).await?;
+    let steady = steady.midpoint(raw::steady_share(common.server_core, RAW_TIME).await?);
+    report.add("machine_steady_share", steady);
     report.add("small_node_hwm_mib", node.hwm_mib()?);
     let status = client.status().await?;
     report.add("small_shard_stalls", status.shard_stalls as f64);

@@ -9,8 +9,7 @@
 //!   after `fdatasync` (class `durable`). One copy: from the receive buffer into the aligned buffer of the frame.
 //! * A larger PUT is cut by the shard that receives it; its chunks go to their owners, eight at a time.
 //! * A GET of at most 256 KiB is answered from the memory cache, else read, verified by its hash, and then cached. Chunks of larger
-//!   blobs are not cached, so that one large transfer can't push everything else out, and memory stays bounded; a chunk that had its
-//!   hash is checked by a checksum from then on (`sums.rs`).
+//!   blobs are verified too but not cached, so that one large transfer can't push everything else out, and memory stays bounded.
 //!
 //! # Start reading
 //!
@@ -40,7 +39,6 @@ mod request;
 mod route;
 mod serve;
 mod shard;
-mod sums;
 
 pub use check::{CheckReport, check};
 pub use counters::StoreCounters;

@@ -18,15 +18,6 @@ use crate::{
 /// A payload may move between the look at the index and the read; twice in a row is beyond what compaction does.
 const READ_ATTEMPTS: usize = 3;
 
-/// How a copy is checked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Check {
-    /// By its hash.
-    Hash,
-    /// By the checksum that it had when it last had its hash, if that is known.
-    Known,
-}
-
 impl Inner {
     /// Answers a request for keys of this shard.
     pub(crate) async fn serve(self: &Rc<Self>, request: Request) -> Reply {
@@ -82,7 +73,7 @@ impl Inner {
                 Some(Source::Corrupt) => return Err(StoreError::Corrupt),
                 Some(Source::Log(location)) => location,
             };
-            if let Some(bytes) = self.read_verified(&hash, location, Check::Hash).await? {
+            if let Some(bytes) = self.read_verified(&hash, location).await? {
                 if self.partition.borrow().root(&hash).is_some() {
                     self.cache.insert(hash, bytes.clone());
                 }
@@ -112,7 +103,7 @@ impl Inner {
                 Source::Bytes(bytes) => return Ok(bytes),
                 Source::Corrupt => return Err(StoreError::Corrupt),
                 Source::Log(location) => {
-                    if let Some(bytes) = self.read_verified(name, location, Check::Known).await? {
+                    if let Some(bytes) = self.read_verified(name, location).await? {
                         return Ok(bytes);
                     }
                 }
@@ -122,7 +113,7 @@ impl Inner {
     }
 
     /// Reads what must have the hash `name`. `None`: it is not there, perhaps because it has moved; look again.
-    async fn read_verified(&self, name: &Hash, location: Location, check: Check) -> Result<Option<Bytes>, StoreError> {
+    async fn read_verified(&self, name: &Hash, location: Location) -> Result<Option<Bytes>, StoreError> {
         self.counters.reads.increment();
         self.counters.read_bytes.add(location.length.into());
         let bytes = match self.files.read(location).await {
@@ -135,13 +126,7 @@ impl Inner {
             }
             Err(error) => return Err(StoreError::Storage(error.to_string())),
         };
-        if check == Check::Known && self.sums.knows(location, &bytes) {
-            return Ok(Some(bytes));
-        }
         if self.hashes.hash(&bytes).await == *name {
-            if check == Check::Known {
-                self.sums.learn(location, &bytes);
-            }
             return Ok(Some(bytes));
         }
         if let Ok(bytes) = Box::pin(self.files.read_again(location)).await

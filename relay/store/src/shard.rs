@@ -30,7 +30,6 @@ use crate::{
     release,
     request::{Reply, Request, by_owner},
     route,
-    sums::Sums,
 };
 
 /// One per shard. Cheap to clone; not `Send`.
@@ -45,7 +44,6 @@ pub(crate) struct Inner {
     pub(crate) log: LogFiles,
     pub(crate) files: Files,
     pub(crate) cache: Cache,
-    pub(crate) sums: Sums,
     pub(crate) hashes: HashBatcher,
     pub(crate) counters: Arc<StoreCounters>,
     /// The log has something to do.
@@ -87,7 +85,6 @@ impl Store {
             log,
             files: Files::new(shared.config.path.clone()),
             cache: Cache::new(shared.config.cache_bytes_max / u64::from(shards.get())),
-            sums: Sums::new(shared.store),
             hashes: HashBatcher::default(),
             counters: shared.counters[shard.index()].clone(),
             work: Notify::default(),
