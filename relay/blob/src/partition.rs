@@ -24,7 +24,7 @@ use bytes::Bytes;
 use metanode_log::{
     Append, Committed, Effect, Failure, Location, RecordFlags, RecordKind, SegmentIdentity, Table, Writer,
     WriterLimits,
-    format::{HEAD_BYTES, Record, RecordHead},
+    format::{HEAD_BYTES, Placed, Record, RecordHead},
 };
 use metanode_types::{BlobKind, DurabilityClass, Hash, TagName, limits::CHUNK_BYTES};
 use rustc_hash::FxHashMap;
@@ -37,6 +37,8 @@ pub type Token = u64;
 pub struct ChunkEntry {
     /// Where its bytes are.
     pub location: Location,
+    /// The checksum that they have there.
+    pub checksum: u32,
     /// How many roots list it, and uploads hold it.
     pub references: u32,
     /// Its bytes on disk are not what they should be: the next PUT replaces them.
@@ -46,6 +48,11 @@ pub struct ChunkEntry {
 }
 
 impl ChunkEntry {
+    /// A chunk that nobody refers to.
+    fn new(Placed { location, checksum }: Placed) -> Self {
+        Self { location, checksum, references: 0, corrupt: false, queued: Queued::No }
+    }
+
     /// Drops one reference, if there is one; whether it was the last. Without one it was taken by a root that had lost the chunk.
     fn drop_reference(&mut self) -> bool {
         if matches!(self.references, 0 | u32::MAX) {

@@ -164,6 +164,15 @@ pub struct Location {
     pub length: u32,
 }
 
+/// Where a payload was laid out, and its checksum, which is of that place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Where.
+    pub location: Location,
+    /// [`SegmentIdentity::payload_checksum`].
+    pub checksum: u32,
+}
+
 /// A record to be written.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -245,8 +254,8 @@ pub fn frame_bytes(records: usize, payload_bytes: usize) -> usize {
     (head + payload_bytes).next_multiple_of(BLOCK_BYTES)
 }
 
-/// Lays a frame out. Returns it with each record's location, in the order of `records`.
-pub fn encode_frame(place: FramePlace, records: &[Record]) -> (FrameImage, Vec<Location>) {
+/// Lays a frame out. Returns it with the place of each record, in the order of `records`.
+pub fn encode_frame(place: FramePlace, records: &[Record]) -> (FrameImage, Vec<Placed>) {
     let heads = (HEAD_BYTES * (records.len() + 1)).next_multiple_of(BLOCK_BYTES);
     let aligned = |r: &Record| r.payload.len().is_multiple_of(BLOCK_BYTES);
     let mut at = heads as u32;
@@ -270,7 +279,7 @@ pub fn encode_frame(place: FramePlace, records: &[Record]) -> (FrameImage, Vec<L
     head[12..16].copy_from_slice(&place.previous.to_le_bytes());
     head[16..24].copy_from_slice(&place.sequence.to_le_bytes());
     head[24..32].copy_from_slice(&place.boot.to_le_bytes());
-    let mut locations = Vec::with_capacity(records.len());
+    let mut placed = Vec::with_capacity(records.len());
     for (i, record) in records.iter().enumerate() {
         let absolute = place.offset + offsets[i];
         let out = &mut head[HEAD_BYTES * (i + 1)..HEAD_BYTES * (i + 2)];
@@ -279,19 +288,16 @@ pub fn encode_frame(place: FramePlace, records: &[Record]) -> (FrameImage, Vec<L
         out[4..8].copy_from_slice(&(record.payload.len() as u32).to_le_bytes());
         out[8..40].copy_from_slice(&record.key.0);
         out[40..44].copy_from_slice(&offsets[i].to_le_bytes());
-        let sum = place.identity.payload_checksum(absolute.into(), &record.payload);
-        out[44..48].copy_from_slice(&sum.to_le_bytes());
+        let checksum = place.identity.payload_checksum(absolute.into(), &record.payload);
+        out[44..48].copy_from_slice(&checksum.to_le_bytes());
         out[48..56].copy_from_slice(&record.blob_bytes.to_le_bytes());
-        locations.push(Location {
-            log: place.identity.log,
-            segment: place.identity.segment,
-            offset: absolute,
-            length: record.payload.len() as u32,
-        });
+        let SegmentIdentity { log, segment, .. } = place.identity;
+        let location = Location { log, segment, offset: absolute, length: record.payload.len() as u32 };
+        placed.push(Placed { location, checksum });
     }
     let checksum = frame_checksum(&place.identity, place.offset, &head);
     head[60..64].copy_from_slice(&checksum.to_le_bytes());
-    (FrameImage { head, payloads, length, checksum }, locations)
+    (FrameImage { head, payloads, length, checksum }, placed)
 }
 
 fn frame_checksum(identity: &SegmentIdentity, offset: u32, head: &[u8]) -> u32 {
@@ -432,7 +438,8 @@ pub(crate) mod tests {
             record(RecordKind::Chunk, 4, 8192),
         ];
         let place = FramePlace { identity: IDENTITY, offset: 8192, sequence: 9, boot: 3, previous: 0xabcd };
-        let (image, locations) = encode_frame(place, &records);
+        let (image, placed) = encode_frame(place, &records);
+        let locations: Vec<_> = placed.iter().map(|placed| placed.location).collect();
         assert_eq!(image.length as usize, frame_bytes(4, 100 + 4096 + 8192));
         assert_eq!(locations[2].offset, 8192 + 4096);
         assert_eq!(locations[3].offset, 8192 + 8192);
@@ -442,8 +449,9 @@ pub(crate) mod tests {
         let header = FrameHeader::peek(&bytes).unwrap();
         assert_eq!((header.sequence, header.boot, header.previous, header.records), (9, 3, 0xabcd, 4));
         let heads = decode_records(&IDENTITY, 8192, &header, &bytes).unwrap();
-        for ((head, record), location) in heads.iter().zip(&records).zip(&locations) {
+        for ((head, record), Placed { location, checksum }) in heads.iter().zip(&records).zip(&placed) {
             assert_eq!((head.kind, head.key, head.location), (record.kind, record.key, *location));
+            assert_eq!(head.checksum, *checksum);
             let start = (location.offset - 8192) as usize;
             let payload = if location.length == 0 { &[][..] } else { &bytes[start..start + location.length as usize] };
             assert_eq!(payload, &record.payload[..]);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::format::{
-    BLOCK_BYTES, FRAME_BYTES_MAX, FrameImage, FramePlace, HEAD_BYTES, Location, Record, SegmentIdentity, encode_frame,
+    BLOCK_BYTES, FRAME_BYTES_MAX, FrameImage, FramePlace, HEAD_BYTES, Placed, Record, SegmentIdentity, encode_frame,
     frame_bytes,
 };
 
@@ -49,7 +49,7 @@ pub struct Committed<T> {
     /// As appended.
     pub ticket: T,
     /// Where it is.
-    pub location: Location,
+    pub placed: Placed,
 }
 
 /// Why records were not written.
@@ -127,7 +127,7 @@ pub struct Writer<T> {
     full: bool,
     failures: u32,
     flight: Option<Flight>,
-    in_flight: Vec<(Record, T, Location)>,
+    in_flight: Vec<(Record, T, Placed)>,
     staged: VecDeque<Append<T>>,
     staged_bytes: usize,
 }
@@ -269,7 +269,7 @@ impl<T> Writer<T> {
                 self.flight = None;
                 self.failures = 0;
                 let done = self.in_flight.drain(..);
-                done.map(|(record, ticket, location)| Committed { record, ticket, location }).collect()
+                done.map(|(record, ticket, placed)| Committed { record, ticket, placed }).collect()
             }
             Err(failure) => {
                 flight.failed = Some(failure);
@@ -354,9 +354,8 @@ impl<T> Writer<T> {
             boot: self.boot,
             previous: self.previous,
         };
-        let (image, locations) = encode_frame(place, &records);
-        self.in_flight =
-            records.into_iter().zip(tickets).zip(locations).map(|((r, t), location)| (r, t, location)).collect();
+        let (image, placed) = encode_frame(place, &records);
+        self.in_flight = records.into_iter().zip(tickets).zip(placed).map(|((r, t), placed)| (r, t, placed)).collect();
         self.sequence += 1;
         self.previous = image.checksum;
         active.at += image.length;

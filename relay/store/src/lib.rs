@@ -9,7 +9,8 @@
 //!   after `fdatasync` (class `durable`). One copy: from the receive buffer into the aligned buffer of the frame.
 //! * A larger PUT is cut by the shard that receives it; its chunks go to their owners, eight at a time.
 //! * A GET of at most 256 KiB is answered from the memory cache, else read, verified by its hash, and then cached. Chunks of larger
-//!   blobs are verified too but not cached, so that one large transfer can't push everything else out, and memory stays bounded.
+//!   blobs are checked by the checksum of their record, since the client checks them by the blob's tree; they are not cached, so that
+//!   one large transfer can't push everything else out, and memory stays bounded.
 //!
 //! # Start reading
 //!

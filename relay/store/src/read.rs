@@ -16,6 +16,7 @@ use metanode_types::{
 use crate::{
     Fetched, Store, StoreError, release,
     request::{Notice, Reply, Request},
+    serve::Check,
     shard::{Inner, wrong},
 };
 
@@ -255,7 +256,8 @@ impl Extents {
             let page = self.page(pin, extent as usize, size_bytes).await?;
             let name = *page.chunks.get((next % per_extent) as usize).ok_or(StoreError::Corrupt)?;
             let inner = pin.inner.clone();
-            self.ahead.push_back((next, spawn_local(async move { release::chunk(&inner, name).await })));
+            let read = async move { release::checked_chunk(&inner, name, Check::Checksum).await };
+            self.ahead.push_back((next, spawn_local(read)));
             self.next += 1;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use metanode_blob::{
     extent::{ExtentPage, decode_root},
     partition::ReleasedRoot,
@@ -13,6 +14,7 @@ use crate::{
     StoreError,
     children::ChildNames,
     request::{Reply, Request},
+    serve::Check,
     shard::{Inner, wrong},
 };
 
@@ -58,9 +60,14 @@ pub(crate) async fn names(inner: &Rc<Inner>, payload: &[u8], size_bytes: u64) ->
     Ok(names)
 }
 
-/// A chunk of any shard, verified there.
-pub(crate) async fn chunk(inner: &Rc<Inner>, name: Hash) -> Result<bytes::Bytes, StoreError> {
-    match inner.request(inner.owner(&name), Request::Chunk(name)).await? {
+/// A chunk of any shard, checked there by its hash.
+pub(crate) async fn chunk(inner: &Rc<Inner>, name: Hash) -> Result<Bytes, StoreError> {
+    checked_chunk(inner, name, Check::Hash).await
+}
+
+/// A chunk of any shard, checked there.
+pub(crate) async fn checked_chunk(inner: &Rc<Inner>, name: Hash, check: Check) -> Result<Bytes, StoreError> {
+    match inner.request(inner.owner(&name), Request::Chunk(name, check)).await? {
         Reply::Chunk(result) => result,
         other => Err(wrong(&other)),
     }

@@ -6,7 +6,7 @@ use metanode_log::format::RecordHead;
 use metanode_shard::mesh::MeshPort;
 use metanode_types::{Hash, ShardId, TagName};
 
-use crate::{BlobLine, BlobStat, Fetched, StoreError, TagLine};
+use crate::{BlobLine, BlobStat, Fetched, StoreError, TagLine, serve::Check};
 
 /// One shard's end of the mesh between stores.
 pub struct StorePort(pub(crate) MeshPort<Packet>);
@@ -36,7 +36,7 @@ pub(crate) enum Request {
     /// Fetch a blob of at most a chunk.
     Get(Hash),
     /// Fetch a chunk.
-    Chunk(Hash),
+    Chunk(Hash, Check),
     /// Take a pin on a root, and its record's payload.
     Pin(Hash),
     /// What is known of a blob.

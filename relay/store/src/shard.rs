@@ -184,7 +184,7 @@ impl Store {
         BlobReader::open(self.clone(), hash).await
     }
 
-    /// A chunk of a larger blob, verified, whatever blob it belongs to.
+    /// A chunk of a larger blob, verified by its hash, whatever blob it belongs to.
     pub async fn chunk(&self, name: Hash) -> Result<Bytes, StoreError> {
         release::chunk(&self.0, name).await
     }

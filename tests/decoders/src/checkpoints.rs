@@ -8,7 +8,7 @@ use metanode_types::{Hash, ShardCount, ShardId};
 
 use crate::script::Script;
 
-const MAGIC: &[u8; 8] = b"MNCKPT\0\x01";
+const MAGIC: &[u8; 8] = b"MNCKPT\0\x02";
 const HEADER_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 48;
 const SUM_BYTES: usize = 32;
@@ -43,6 +43,7 @@ fn made(script: &mut Script<'_>) -> Vec<u8> {
         bytes.extend(script.array::<15>()); // flags, log, segment, offset, length
         bytes.extend([script.u8() % 8; 32]);
         match kind {
+            1 => bytes.extend(script.array::<4>()),
             2 => bytes.extend(script.array::<8>()),
             4 | 6 => bytes.extend(script.array::<16>()),
             _ => {}
@@ -125,6 +126,7 @@ fn entries(file: &[u8]) -> BTreeSet<Entry> {
     while rest[0] != 0 {
         let (entry, tail) = rest.split_at(ENTRY_BYTES);
         let (numbers, tail) = tail.split_at(match entry[0] {
+            1 => 4,
             2 => 8,
             4 | 6 => 16,
             _ => 0,

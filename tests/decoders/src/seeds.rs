@@ -245,17 +245,18 @@ fn checkpoints(add: Add<'_>) {
         let numbers = [boot, sequence].map(u64::to_le_bytes).concat();
         [&1u16.to_le_bytes()[..], &2u16.to_le_bytes(), &3u32.to_le_bytes(), &numbers].concat()
     };
-    let entry = |kind: u8, key: u8, numbers: &[u64]| {
+    let entry = |kind: u8, key: u8, rest: &[u8]| {
         let location = [1, 0, 2, 0, 0, 0, 0, 16, 0, 0, 100, 0, 0, 0];
-        [&[kind, 1], &location[..], &[key], &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>()].concat()
+        [&[kind, 1], &location[..], &[key], rest].concat()
     };
+    let numbers = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>();
     let entries = [
-        entry(1, 1, &[]),
-        entry(2, 1, &[100]),
-        entry(2, 2, &[1 << 20]),
+        entry(1, 1, &[9, 8, 7, 6]),
+        entry(2, 1, &numbers(&[100])),
+        entry(2, 2, &numbers(&[1 << 20])),
         entry(5, 3, &[]),
-        entry(4, 4, &[1, 2]),
-        entry(6, 5, &[2, 0]),
+        entry(4, 4, &numbers(&[1, 2])),
+        entry(6, 5, &numbers(&[2, 0])),
     ];
     let made = |boot, sequence| [vec![2], header(boot, sequence), vec![entries.len() as u8], entries.concat()].concat();
     add("made", made(3, 4));
@@ -264,7 +265,7 @@ fn checkpoints(add: Add<'_>) {
     add("damaged", damage);
     // The same as a file, and as one without its hash.
     let key = |entry: &[u8]| [&entry[..16], &[entry[16]; 32], &entry[17..]].concat();
-    let body = [&b"MNCKPT\0\x01"[..], &[7; 16], &header(3, 4), &key(&entries[0]), &key(&entries[1]), &[0]].concat();
+    let body = [&b"MNCKPT\0\x02"[..], &[7; 16], &header(3, 4), &key(&entries[0]), &key(&entries[1]), &[0]].concat();
     add("file", [&[0], &crate::checkpoints::hashed(&body)[..]].concat());
     add("body", [&[1], &body[..]].concat());
 }

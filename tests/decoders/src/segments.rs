@@ -73,8 +73,8 @@ fn frames(script: &mut Script<'_>, file: &mut Vec<u8>) -> Vec<usize> {
             boot: boot.into(),
             previous,
         };
-        let (image, locations) = encode_frame(place, &records);
-        assert_eq!(locations.len(), records.len());
+        let (image, placed) = encode_frame(place, &records);
+        assert_eq!(placed.len(), records.len());
         previous = image.checksum;
         places.push(file.len());
         image.for_each_piece(|piece| file.extend_from_slice(piece));

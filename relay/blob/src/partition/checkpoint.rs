@@ -5,9 +5,9 @@
 //! References are not in it: they are counted again.
 //!
 //! ```text
-//! header: "MNCKPT\0\x01" | store uuid (16) | shard u16 | shards u16 | active segment u32 | boot u64, from 1 | sequence u64
+//! header: "MNCKPT\0\x02" | store uuid (16) | shard u16 | shards u16 | active segment u32 | boot u64, from 1 | sequence u64
 //! entry:  kind u8 (record kind) | flags u8 | log u16 | segment u32 | offset u32 | length u32 | key (32)
-//!         roots: blob size u64      tombstones: boot u64 | sequence u64
+//!         chunks: payload checksum u32      roots: blob size u64      tombstones: boot u64 | sequence u64
 //! end:    0 u8 | BLAKE3 of all before (32)
 //! ```
 
@@ -16,7 +16,7 @@ use metanode_types::{Hash, limits::BLOB_BYTES_MAX};
 
 use super::{Order, Partition, Recovery, tag_key};
 
-const MAGIC: &[u8; 8] = b"MNCKPT\0\x01";
+const MAGIC: &[u8; 8] = b"MNCKPT\0\x02";
 const HEADER_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 48;
 
@@ -104,6 +104,7 @@ impl Checkpoint {
         if self.part < Table::<()>::PARTS {
             for (key, chunk) in partition.chunks.part(self.part) {
                 entry(&mut out, RecordKind::Chunk, RecordFlags(0), chunk.location, key);
+                out.extend(chunk.checksum.to_le_bytes());
             }
             for (key, root) in partition.roots.part(self.part) {
                 entry(&mut out, RecordKind::Root, root.flags, root.location, key);
@@ -205,7 +206,12 @@ impl Recovery {
                         Some(number()?).filter(|size| *size <= BLOB_BYTES_MAX).ok_or(MalformedCheckpoint)?;
                 }
                 RecordKind::Unroot | RecordKind::Untag => order = (number()?, number()?),
-                RecordKind::Chunk | RecordKind::Tag => {}
+                RecordKind::Chunk => {
+                    let (checksum, tail) = rest.split_first_chunk::<4>().ok_or(MalformedCheckpoint)?;
+                    rest = tail;
+                    head.checksum = u32::from_le_bytes(*checksum);
+                }
+                RecordKind::Tag => {}
                 RecordKind::Whole => return Err(MalformedCheckpoint),
             }
             if exists(head.location.log, head.location.segment) {

@@ -4,9 +4,9 @@ use super::*;
 
 impl Partition {
     pub(super) fn commit(&mut self, done: Committed<Ticket>, order: Order) {
-        let Committed { record, ticket: Ticket { token, change }, location } = done;
+        let Committed { record, ticket: Ticket { token, change }, placed } = done;
         let key = record.key;
-        let outcome = self.apply(&record, change, location, order);
+        let outcome = self.apply(&record, change, placed, order);
         if let Some(token) = token {
             self.events.push(Event::Ended(token, Ok(outcome)));
         }
@@ -14,20 +14,20 @@ impl Partition {
         self.drop_if_unused(&key);
     }
 
-    pub(super) fn apply(&mut self, record: &Record, change: Change, location: Location, order: Order) -> Outcome {
-        let key = record.key;
+    pub(super) fn apply(&mut self, record: &Record, change: Change, placed: Placed, order: Order) -> Outcome {
+        let (key, location) = (record.key, placed.location);
         match change {
             Change::Chunk => {
                 // A blob that is this chunk, and had lost it, has no reference to it yet.
                 let lost = self.chunks.get(&key).is_none()
                     && self.roots.get(&key).is_some_and(|root| root.is_whole() && root.size_bytes > 0);
-                self.set_chunk(key, location, 1 + u32::from(lost));
+                self.set_chunk(key, placed, 1 + u32::from(lost));
                 Outcome::Done
             }
             Change::Whole(options) => {
                 // A root that had lost its chunk has no reference to it yet.
                 let new = self.roots.get(&key).is_none() || self.chunks.get(&key).is_none();
-                self.set_chunk(key, location, u32::from(new));
+                self.set_chunk(key, placed, u32::from(new));
                 self.set_root(record, location, options)
             }
             Change::Root { options } => self.set_root(record, location, options),
@@ -62,22 +62,22 @@ impl Partition {
                 Outcome::Untagged(before)
             }
             Change::Move { from } => {
-                self.moved(record, from, location, order);
+                self.moved(record, from, placed, order);
                 Outcome::Done
             }
         }
     }
 
     /// Sets where a chunk is; `taken` references are added.
-    pub(super) fn set_chunk(&mut self, name: Hash, location: Location, taken: u32) {
+    pub(super) fn set_chunk(&mut self, name: Hash, placed: Placed, taken: u32) {
         let before = self.chunks.get(&name).copied();
         if let Some(orphan) = before.filter(|chunk| chunk.references == 0 && taken > 0) {
             self.orphans.adopted(&orphan);
         }
         let references = before.map_or(0, |chunk| chunk.references).saturating_add(taken);
         let queued = before.map_or(Queued::No, |chunk| chunk.queued);
-        self.lives(location);
-        if let Some(before) = self.chunks.insert(name, ChunkEntry { location, references, corrupt: false, queued }) {
+        self.lives(placed.location);
+        if let Some(before) = self.chunks.insert(name, ChunkEntry { references, queued, ..ChunkEntry::new(placed) }) {
             self.died(before.location);
         }
     }
@@ -104,12 +104,12 @@ impl Partition {
         Outcome::Stored { existed: before.is_some_and(|before| !before.damaged), became_folder: folder }
     }
 
-    pub(super) fn moved(&mut self, record: &Record, from: Location, to: Location, order: Order) {
-        let key = record.key;
+    pub(super) fn moved(&mut self, record: &Record, from: Location, placed: Placed, order: Order) {
+        let (key, to) = (record.key, placed.location);
         if let Some(chunk) = self.chunks.get_mut(&key).filter(|chunk| chunk.location == from)
             && matches!(record.kind, RecordKind::Whole | RecordKind::Chunk)
         {
-            chunk.location = to;
+            (chunk.location, chunk.checksum) = (to, placed.checksum);
             self.lives(to);
             self.died(from);
         }

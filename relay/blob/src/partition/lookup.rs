@@ -47,6 +47,11 @@ impl Partition {
         }
     }
 
+    /// The checksum of this chunk's bytes at `location`; `None` when it is not there any more.
+    pub fn checksum(&self, name: &Hash, location: Location) -> Option<u32> {
+        self.chunks.get(name).filter(|chunk| chunk.location == location).map(|chunk| chunk.checksum)
+    }
+
     /// The bytes at `location` are not this chunk's; unless it has moved, the next PUT replaces them.
     pub fn mark_corrupt(&mut self, name: &Hash, location: Location) {
         if let Some(chunk) = self.chunks.get_mut(name).filter(|chunk| chunk.location == location) {

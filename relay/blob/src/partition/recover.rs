@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use metanode_log::{Location, RecordKind, Table, format::RecordHead};
+use metanode_log::{
+    RecordKind, Table,
+    format::{Placed, RecordHead},
+};
 use metanode_types::{Hash, TagName};
 
-use super::{ChunkEntry, Live, Order, Partition, Queued, RootEntry, TagEntry, Tombstone, tag_key};
+use super::{ChunkEntry, Live, Order, Partition, RootEntry, TagEntry, Tombstone, tag_key};
 
 /// What is known of a key before all records were seen: the newest wins, whatever log it comes from.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    chunks: Table<(Order, Location)>,
+    chunks: Table<(Order, Placed)>,
     roots: Table<(Order, RecordHead)>,
     tags: BTreeMap<Hash, (Order, RecordHead)>,
 }
@@ -27,7 +30,7 @@ impl Recovery {
         if matches!(head.kind, RecordKind::Chunk | RecordKind::Whole)
             && self.chunks.get(&key).is_none_or(|(known, _)| *known <= order)
         {
-            self.chunks.insert(key, (order, head.location));
+            self.chunks.insert(key, (order, Placed { location: head.location, checksum: head.checksum }));
         }
         if matches!(head.kind, RecordKind::Root | RecordKind::Whole | RecordKind::Unroot)
             && self.roots.get(&key).is_none_or(|(known, _)| *known <= order)
@@ -44,11 +47,9 @@ impl Recovery {
     /// Fills the partition. Returns the tags' records: their payloads have names and targets, to be given to
     /// [`Partition::recover_tag`].
     pub fn finish(self, partition: &mut Partition) -> Vec<RecordHead> {
-        for (name, (_, location)) in self.chunks.iter() {
-            partition.lives(*location);
-            partition
-                .chunks
-                .insert(*name, ChunkEntry { location: *location, references: 0, corrupt: false, queued: Queued::No });
+        for (name, (_, placed)) in self.chunks.iter() {
+            partition.lives(placed.location);
+            partition.chunks.insert(*name, ChunkEntry::new(*placed));
         }
         for (hash, (order, head)) in self.roots.iter() {
             if head.kind == RecordKind::Unroot {

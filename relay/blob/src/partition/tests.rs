@@ -124,7 +124,16 @@ impl Bench {
     fn get(&self, hash: Hash) -> Option<Vec<u8>> {
         match self.partition.blob(&hash)?.1? {
             Source::Bytes(bytes) => Some(bytes.to_vec()),
-            Source::Log(location) => Some(self.read(location)),
+            Source::Log(location) => {
+                let bytes = self.read(location);
+                let checksum = identity(location.segment).payload_checksum(location.offset.into(), &bytes);
+                assert_eq!(
+                    self.partition.checksum(&hash, location),
+                    Some(checksum),
+                    "the index knows what was written"
+                );
+                Some(bytes)
+            }
             Source::Corrupt => None,
         }
     }
@@ -430,7 +439,7 @@ fn a_checkpoint_written_while_the_partition_changes_and_the_log_behind_it_give_t
 
 /// The checkpoint of nothing in partition 0 of 1, with the hash that it must have; `cut` bytes of it are missing.
 fn whole_checkpoint(entries: &[u8], cut: usize) -> Vec<u8> {
-    let mut bytes = b"MNCKPT\0\x01".to_vec();
+    let mut bytes = b"MNCKPT\0\x02".to_vec();
     bytes.extend([7; 16]);
     bytes.extend([0, 0, 1, 0, 0, 0, 0, 0]);
     bytes.extend([1u64, 0].map(u64::to_le_bytes).concat());
