@@ -173,6 +173,8 @@ pub struct Partition {
     pub(crate) roots: Table<RootEntry>,
     pub(crate) tags: BTreeMap<TagName, TagEntry>,
     tombstones: FxHashMap<Hash, Tombstone>,
+    /// References of tags and folders to roots that a start did not find: rot. They count again for who stores such a blob again.
+    lost: FxHashMap<Hash, u32>,
     leases: FxHashMap<Hash, u32>,
     pins: FxHashMap<Hash, Pin>,
     pending: FxHashMap<Hash, Pending>,
@@ -198,6 +200,7 @@ impl Partition {
             roots: Table::default(),
             tags: BTreeMap::new(),
             tombstones: FxHashMap::default(),
+            lost: FxHashMap::default(),
             leases: FxHashMap::default(),
             pins: FxHashMap::default(),
             pending: FxHashMap::default(),

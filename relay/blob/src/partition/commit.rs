@@ -88,7 +88,7 @@ impl Partition {
         self.drop_tombstone(&key);
         self.lives_record(location, if whole { 0 } else { location.length });
         let before = self.roots.get(&key).copied();
-        let references = before.map_or(0, |root| root.references);
+        let references = before.map(|root| root.references).or_else(|| self.lost.remove(&key)).unwrap_or(0);
         let entry =
             RootEntry { location, size_bytes: record.blob_bytes, references, flags: record.flags, damaged: false };
         self.roots.insert(key, entry);

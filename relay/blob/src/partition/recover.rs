@@ -121,9 +121,13 @@ impl Partition {
         self.chunks.get_mut(name).map(|chunk| chunk.references += 1).is_some()
     }
 
-    /// Counts a reference of a tag or folder to a root; `false` when it is not here.
+    /// Counts a reference of a tag or folder to a root; `false` when it is not here, and what is stored under that name later has it.
     pub fn recover_root_reference(&mut self, hash: &Hash) -> bool {
-        self.roots.get_mut(hash).map(|root| root.references += 1).is_some()
+        match self.roots.get_mut(hash) {
+            Some(root) => root.references += 1,
+            None => *self.lost.entry(*hash).or_default() += 1,
+        }
+        self.roots.get(hash).is_some()
     }
 
     /// Ends recovery: chunks that nobody refers to are orphans, and roots go, unless not all references are known. Returns how many

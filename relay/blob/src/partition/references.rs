@@ -16,8 +16,14 @@ impl Partition {
     /// Drops one reference of a tag or folder to a root; nobody's root goes.
     pub fn release_root(&mut self, hash: &Hash) {
         if let Some(root) = self.roots.get_mut(hash) {
-            root.references -= 1;
+            // A folder whose manifest could not be read at the start has taken none.
+            root.references = root.references.saturating_sub(1);
             self.drop_if_unused(hash);
+        } else if let Some(count) = self.lost.get_mut(hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.lost.remove(hash);
+            }
         }
     }
 

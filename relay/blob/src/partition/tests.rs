@@ -503,6 +503,24 @@ fn a_put_replaces_a_damaged_root_and_the_new_one_takes_the_references() {
     assert_eq!(upload(&mut bench), Ok(OLD));
 }
 
+/// Rot took the root, and left two tags of it.
+#[test]
+fn references_to_a_root_that_is_lost_count_again_when_it_is_stored_again() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    let hash = hash_of(b"x");
+    assert!(!bench.partition.recover_root_reference(&hash));
+    assert!(!bench.partition.recover_root_reference(&hash));
+    bench.partition.release_root(&hash);
+    assert_eq!(bench.put(b"x", RootOptions { hold: false, ..DURABLE }), Ok(NEW));
+    assert_eq!(bench.done(Op::Remove { hash }), Err(OpError::InUse { references: 1 }));
+    bench.partition.release_root(&hash);
+    bench.run();
+    assert_eq!(bench.get(hash), None, "with its last reference it goes");
+    bench.put(b"x", DURABLE).unwrap();
+    bench.partition.release_root(&hash); // by a folder that had not taken it
+    assert_eq!(bench.done(Op::Remove { hash }), Ok(Outcome::Removed));
+}
+
 #[test]
 fn a_root_that_had_lost_its_chunk_refers_to_the_one_that_a_put_brings_back() {
     let mut bench = Bench::new(1, 0, BTreeMap::new());
