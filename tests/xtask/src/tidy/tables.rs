@@ -7,6 +7,7 @@ pub(super) const LAYERS: &[(&str, u8)] = &[
     ("metanode-wire", 0),
     ("metanode-admin-api", 0),
     ("metanode-congestion", 1),
+    ("metanode-ibft", 1),
     ("metanode-log", 1),
     ("metanode-blob", 1),
     ("metanode-shard", 2),
