@@ -3,7 +3,7 @@
 use std::{fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
 use metanode_congestion::Congestion;
-use metanode_crypto::{Identity, tls::CipherSuite};
+use metanode_crypto::{Identity, NodeSecret, tls::CipherSuite};
 
 /// Largest UDP payload that is sent. quinn hands up to ten datagrams to the kernel at once, which takes 65,507 bytes: more is
 /// refused with EMSGSIZE, and quinn takes that for a probe of the path that was too large, so that whole batches vanish. A batch
@@ -61,6 +61,30 @@ pub struct Surroundings {
     pub sockets: Arc<MakeSocket>,
     /// Fills bytes with numbers.
     pub numbers: Arc<FillRandom>,
+    /// What TLS computes with, in place of [`ClientConfig::cipher_suites`].
+    pub crypto: Arc<rustls::crypto::CryptoProvider>,
+}
+
+/// Connection IDs out of [`Surroundings::numbers`].
+struct NumberedCids(Arc<FillRandom>);
+
+/// As long as quinn's own.
+const CID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for NumberedCids {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut bytes = [0; CID_BYTES];
+        (self.0)(&mut bytes);
+        quinn::ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Makes a socket that can reach an address of this kind.
@@ -118,7 +142,15 @@ impl ClientConfig {
     }
 
     pub(crate) fn endpoint(&self) -> quinn::EndpointConfig {
-        let mut endpoint = quinn::EndpointConfig::default();
+        let mut endpoint = match &self.surroundings {
+            Some(Surroundings { numbers, .. }) => {
+                let mut endpoint = quinn::EndpointConfig::new(NodeSecret::of(&self.identity).reset_key());
+                let numbers = numbers.clone();
+                endpoint.cid_generator(move || Box::new(NumberedCids(numbers.clone())));
+                endpoint
+            }
+            None => quinn::EndpointConfig::default(),
+        };
         // Clamped: QUIC wants at least 1,200 (RFC 9000 section 18.2), which is all that can make this fail.
         let _ = endpoint.max_udp_payload_size(self.mtu_bytes_max.max(1200));
         let mut seed = [0; 32];

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use metanode_crypto::tls::{ALPN_RELAY, SERVER_NAME, client};
+use metanode_crypto::tls::{ALPN_RELAY, SERVER_NAME, client, client_with};
 use metanode_types::{NodeKey, ShardCount, ShardId};
 
 use crate::{ClientConfig, ClientError, link::Link};
@@ -35,7 +35,10 @@ pub(crate) struct Dialled {
 
 impl Dialer {
     pub(crate) fn new(node: NodeKey, config: ClientConfig) -> Result<Self, ClientError> {
-        let crypto = client(&config.identity, node, &config.cipher_suites, &[ALPN_RELAY])?;
+        let crypto = match &config.surroundings {
+            Some(surroundings) => client_with(surroundings.crypto.clone(), &config.identity, node, &[ALPN_RELAY])?,
+            None => client(&config.identity, node, &config.cipher_suites, &[ALPN_RELAY])?,
+        };
         let mut quic = quinn::ClientConfig::new(Arc::new(crypto));
         quic.transport_config(config.transport());
         Ok(Self { config, node, quic })

@@ -13,7 +13,7 @@ use rustls::{
         AlwaysResolvesClientRawPublicKeys,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs as provider, verify_tls13_signature_with_raw_key},
+    crypto::{SupportedKxGroup, aws_lc_rs, verify_tls13_signature_with_raw_key},
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
     server::{
         AlwaysResolvesServerRawPublicKeys,
@@ -21,6 +21,8 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+
+pub use rustls::crypto::CryptoProvider;
 
 use crate::Identity;
 
@@ -66,15 +68,23 @@ pub fn server(
     suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<quinn_proto::crypto::rustls::QuicServerConfig, TlsConfigError> {
-    Ok(Arc::new(server_config(identity, suites, alpn)?).try_into()?)
+    server_with(provider(suites)?, identity, alpn)
+}
+
+/// As [`server`], with a [`provider`] that may have been changed: simulations bring their own random numbers.
+pub fn server_with(
+    provider: Arc<CryptoProvider>,
+    identity: &Identity,
+    alpn: &[&[u8]],
+) -> Result<quinn_proto::crypto::rustls::QuicServerConfig, TlsConfigError> {
+    Ok(Arc::new(server_config(provider, identity, alpn)?).try_into()?)
 }
 
 fn server_config(
+    provider: Arc<CryptoProvider>,
     identity: &Identity,
-    suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<rustls::ServerConfig, TlsConfigError> {
-    let provider = provider_of(suites)?;
     let key = certified_key(identity)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -93,16 +103,25 @@ pub fn client(
     suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<quinn_proto::crypto::rustls::QuicClientConfig, TlsConfigError> {
-    Ok(Arc::new(client_config(identity, expected, suites, alpn)?).try_into()?)
+    client_with(provider(suites)?, identity, expected, alpn)
+}
+
+/// As [`client`], with a [`provider`] that may have been changed.
+pub fn client_with(
+    provider: Arc<CryptoProvider>,
+    identity: &Identity,
+    expected: NodeKey,
+    alpn: &[&[u8]],
+) -> Result<quinn_proto::crypto::rustls::QuicClientConfig, TlsConfigError> {
+    Ok(Arc::new(client_config(provider, identity, expected, alpn)?).try_into()?)
 }
 
 fn client_config(
+    provider: Arc<CryptoProvider>,
     identity: &Identity,
     expected: NodeKey,
-    suites: &[CipherSuite],
     alpn: &[&[u8]],
 ) -> Result<rustls::ClientConfig, TlsConfigError> {
-    let provider = provider_of(suites)?;
     let key = certified_key(identity)?;
     let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -129,26 +148,27 @@ fn node_key(spki: &[u8]) -> Option<NodeKey> {
 
 fn certified_key(identity: &Identity) -> Result<Arc<CertifiedKey>, Error> {
     let pkcs8 = PrivatePkcs8KeyDer::from(identity.to_pkcs8().to_vec());
-    let key = provider::sign::any_eddsa_type(&pkcs8)?;
+    let key = aws_lc_rs::sign::any_eddsa_type(&pkcs8)?;
     let spki = [&SPKI_PREFIX[..], identity.public().as_bytes()].concat();
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key)))
 }
 
-fn provider_of(suites: &[CipherSuite]) -> Result<Arc<CryptoProvider>, TlsConfigError> {
+/// The cryptography of these suites, with hybrid post-quantum key exchange preferred.
+pub fn provider(suites: &[CipherSuite]) -> Result<Arc<CryptoProvider>, TlsConfigError> {
     if suites.is_empty() {
         return Err(TlsConfigError::NoCipherSuite);
     }
     let cipher_suites = suites
         .iter()
         .map(|suite| match suite {
-            CipherSuite::Aes128Gcm => provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            CipherSuite::Aes256Gcm => provider::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            CipherSuite::ChaCha20Poly1305 => provider::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            CipherSuite::Aes128Gcm => aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            CipherSuite::Aes256Gcm => aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+            CipherSuite::ChaCha20Poly1305 => aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         })
         .collect();
     let kx_groups: Vec<&'static dyn SupportedKxGroup> =
-        vec![provider::kx_group::X25519MLKEM768, provider::kx_group::X25519];
-    Ok(Arc::new(CryptoProvider { cipher_suites, kx_groups, ..provider::default_provider() }))
+        vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
+    Ok(Arc::new(CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }))
 }
 
 /// Accepts one key and no other.
@@ -281,8 +301,9 @@ mod tests {
     fn a_client_that_wants_early_data_gets_none() {
         use rustls::quic::{ClientConnection, ServerConnection, Version};
         let identity = Identity::from_seed(&[3; 32]);
-        let server = Arc::new(server_config(&identity, CipherSuite::DEFAULT, &[ALPN_RELAY]).unwrap());
-        let mut client = client_config(&identity, identity.public(), CipherSuite::DEFAULT, &[ALPN_RELAY]).unwrap();
+        let shipped = || provider(CipherSuite::DEFAULT).unwrap();
+        let server = Arc::new(server_config(shipped(), &identity, &[ALPN_RELAY]).unwrap());
+        let mut client = client_config(shipped(), &identity, identity.public(), &[ALPN_RELAY]).unwrap();
         client.resumption = rustls::client::Resumption::in_memory_sessions(8);
         client.enable_early_data = true;
         let client = Arc::new(client);

@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
-use metanode_crypto::Identity;
+use metanode_crypto::{Identity, tls::CryptoProvider};
 use metanode_quic::{Datagram, Endpoint, ShardSocket};
 use metanode_shard::{ShardCount, Stalls, Task, mesh::Mesh, now};
 use metanode_store::{Store, StoreShared};
@@ -25,6 +25,8 @@ use crate::{
 pub struct Parts {
     /// Who it is.
     pub identity: Identity,
+    /// What TLS computes with.
+    pub crypto: Arc<CryptoProvider>,
     /// What an operator can set. Where to listen and what the store is told is decided by the other parts.
     pub config: Config,
     /// What its stores share.
@@ -53,11 +55,11 @@ impl Serving {
     /// # Panics
     /// When there is no shard, or not as many sockets as stores.
     pub fn start(parts: Parts) -> Result<Self, NodeError> {
-        let Parts { identity, config, store, stores, sockets } = parts;
+        let Parts { identity, crypto, config, store, stores, sockets } = parts;
         assert_eq!(stores.len(), sockets.len(), "one socket a shard");
         let count = u16::try_from(stores.len()).ok().and_then(ShardCount::new).expect("there are shards");
         let failed = || NodeError::io("start a simulated node");
-        let quic = quic_config(&identity, &config.quic, config.store.upload_window_bytes, count)?;
+        let quic = quic_config(&identity, crypto, &config.quic, config.store.upload_window_bytes, count)?;
         let config = Arc::new(config);
         let state = Arc::new(NodeState {
             node_key: identity.public(),

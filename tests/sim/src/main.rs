@@ -32,6 +32,9 @@ struct Options {
     /// Print what the store logs, and what becomes of each opening
     #[arg(long)]
     log: bool,
+    /// Print the trace of each seed of many, to find one that two runs see differently
+    #[arg(long)]
+    traces: bool,
     /// Threads [default: one a core]
     #[arg(long)]
     threads: Option<usize>,
@@ -128,6 +131,9 @@ fn many(kind: Kind, options: &Options) -> bool {
                     }
                     let report = kind.run(seed, options.sabotage);
                     let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                    if options.traces {
+                        println!("{} seed {seed}: trace {:016x}", kind.name(), report.trace);
+                    }
                     totals.0 += report.openings as u64;
                     totals.1 += report.cuts as u64;
                     totals.2 += report.answered;

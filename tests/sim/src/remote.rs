@@ -14,6 +14,7 @@
 mod node;
 mod plan;
 mod socket;
+mod tls;
 mod user;
 
 use std::{
@@ -60,6 +61,7 @@ const USERS_TIME_MAX: Duration = Duration::from_secs(3600);
 /// Never for what the seed does: that is reported.
 pub fn run(seed: u64, broken: Option<Sabotage>) -> Report {
     sabotage::set(broken);
+    tls::seed(seed ^ 0x746c_735f);
     let model = Rc::new(RefCell::new(Model::default()));
     let plan = Plan::of(seed);
     let world = World::new(seed, plan.faults);
@@ -251,10 +253,8 @@ fn surroundings(network: &Network, clock: Instant, seed: u64) -> Surroundings {
             Ok(Arc::new(ClientSocket::new(socket, clock)))
         }),
         numbers: Arc::new(move |bytes: &mut [u8]| {
-            let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
-            for piece in bytes.chunks_mut(8) {
-                piece.copy_from_slice(&numbers.next().to_le_bytes()[..piece.len()]);
-            }
+            numbers.lock().unwrap_or_else(PoisonError::into_inner).fill(bytes);
         }),
+        crypto: tls::crypto(),
     }
 }

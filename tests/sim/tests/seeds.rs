@@ -63,7 +63,8 @@ fn a_seed_repeats_bit_for_bit() {
         assert!(report.answered > 0 && report.disk_changes > 0);
     }
     assert_ne!(run(1, None).trace, run(2, None).trace);
-    for seed in 0..5 {
+    // In 865 a damaged packet is taken for another kind of packet or not, depending on what it says.
+    for seed in [0, 1, 2, 3, 4, 865, 865, 865] {
         let report = remote::run(seed, None);
         assert_eq!(report, remote::run(seed, None));
         assert!(report.answered > 0 && report.disk_changes > 0);

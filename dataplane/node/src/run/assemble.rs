@@ -105,7 +105,8 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     };
     let metrics_address = metrics_listener.as_ref().map(TcpListener::local_addr).transpose();
 
-    let quic = quic_config(data.node_identity(), &config.quic, config.store.upload_window_bytes, count)?;
+    let crypto = tls::provider(&cipher_suites(&config.quic))?;
+    let quic = quic_config(data.node_identity(), crypto, &config.quic, config.store.upload_window_bytes, count)?;
     let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
     let config = Arc::new(config.clone());
     let state = Arc::new(NodeState {
@@ -169,14 +170,18 @@ fn store_config(data: &DataFolder, config: &Config, count: ShardCount) -> StoreC
     store
 }
 
+pub(crate) fn cipher_suites(config: &QuicConfig) -> Vec<tls::CipherSuite> {
+    config.cipher_suites.iter().map(|suite| (*suite).into()).collect()
+}
+
 pub(crate) fn quic_config(
     identity: &Identity,
+    crypto: Arc<tls::CryptoProvider>,
     config: &QuicConfig,
     window_bytes: u64,
     count: ShardCount,
 ) -> Result<metanode_quic::Config, NodeError> {
-    let suites: Vec<tls::CipherSuite> = config.cipher_suites.iter().map(|suite| (*suite).into()).collect();
-    let tls = tls::server(identity, &suites, &[tls::ALPN_RELAY])?;
+    let tls = tls::server_with(crypto, identity, &[tls::ALPN_RELAY])?;
     let mut quic = metanode_quic::Config::new(Arc::new(tls), &NodeSecret::of(identity));
     quic.max_concurrent_bidi_streams = config.streams_max;
     quic.idle_timeout = Duration::from_secs(config.idle_timeout_s.into());

@@ -232,9 +232,7 @@ impl Inner {
     }
 
     pub(crate) fn fill_random(&self, bytes: &mut [u8]) {
-        for piece in bytes.chunks_mut(8) {
-            piece.copy_from_slice(&self.random.borrow_mut().next().to_le_bytes()[..piece.len()]);
-        }
+        self.random.borrow_mut().fill(bytes);
     }
 
     fn note(&self, what: impl std::hash::Hash + fmt::Debug) {
@@ -263,6 +261,13 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// Any number of bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for piece in bytes.chunks_mut(8) {
+            piece.copy_from_slice(&self.next().to_le_bytes()[..piece.len()]);
+        }
     }
 
     /// A number below `bound`, which is not 0.

@@ -205,7 +205,7 @@ impl Net {
         // Drawn for each, whatever becomes of it, so that one datagram more or less of a kind does not change the fate of others.
         let lost = self.random.once_in(loss_once_in) || cut || bytes.len() > mtu_bytes;
         let copies = if self.random.once_in(double_once_in) { 2 } else { 1 };
-        (now, from, to, bytes.len(), lost, copies).hash(&mut self.trace);
+        (now, from, to, bytes, lost, copies).hash(&mut self.trace);
         if lost {
             return;
         }

@@ -13,7 +13,7 @@ use metanode_store::{Store, StoreConfig, StoreShared, mesh};
 use metanode_types::{NodeKey, ShardCount};
 use tokio::sync::oneshot;
 
-use super::NODE_ADDRESS;
+use super::{NODE_ADDRESS, tls};
 use crate::{model::Model, plan::SEGMENT_BYTES};
 
 /// Little, so that reads come from the disk as well.
@@ -62,7 +62,7 @@ pub(super) async fn live(setting: Setting, network: &Network, model: &Rc<RefCell
     config.quic.listen = NODE_ADDRESS.parse().expect("a constant");
     let sockets = network.bind(config.quic.listen, shards.get().into());
     let sockets = sockets.into_iter().map(ShardSocket::simulated).collect();
-    match Serving::start(Parts { identity, config, store, stores, sockets }) {
+    match Serving::start(Parts { identity, crypto: tls::crypto(), config, store, stores, sockets }) {
         Ok(serving) => {
             let _ = stopped.await; // nobody tells it when its life ends otherwise
             serving.stop(STOP_PATIENCE).await;
