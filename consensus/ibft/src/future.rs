@@ -23,7 +23,7 @@ pub const SHARE_BYTES_MAX: usize = 1 << 20;
 type Place = (Height, Round, u8);
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Future<B> {
     shares: BTreeMap<NodeKey, BTreeMap<Place, Message<B>>>,
 }

@@ -511,6 +511,30 @@ impl<B: Block> AtHeight<B> {
         false
     }
 
+    /// What [`restore`](Self::restore) needs of what was said here.
+    pub(crate) fn records(&self, me: Option<&NodeKey>) -> Vec<Record<B>> {
+        if let Some(decided) = &self.decided {
+            return vec![Record::Decision(decided.clone())];
+        }
+        let prepared = self.said.prepare.and_then(|hash| self.candidates.get(&hash));
+        let mut records: Vec<Record<B>> =
+            prepared.map(|candidate| Record::Block(candidate.block.clone())).into_iter().collect();
+        records.extend(self.lock.clone().map(Record::Prepared));
+        if self.round > Round::ZERO {
+            records.push(Record::Round(self.view()));
+        }
+        let Some(me) = me else { return records };
+        let accepted = self.accepted.as_ref().filter(|accepted| accepted.signed.signer == *me);
+        let said = [
+            self.round_changes.get(me).cloned().map(|message| Message::RoundChange(Box::new(message))),
+            accepted.cloned().map(Message::Proposal),
+            self.prepares.by(me, self.round).copied().map(Message::Prepare),
+            self.commits.by(me, self.round).copied().map(Message::Commit),
+        ];
+        records.extend(said.into_iter().flatten().map(Record::Cast));
+        records
+    }
+
     /// Takes what was on disk; the caller then gives back the signed messages among it (clause 22).
     pub(crate) fn restore(&mut self, record: &Record<B>) {
         let here = self.view().height;
@@ -583,7 +607,7 @@ fn count<P: Payload, B>(
 }
 
 /// How long rounds last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// Of round 0; each further one doubles it.
     pub base: Duration,
@@ -597,5 +621,21 @@ impl Timing {
     /// base · 2^round, capped (clause 16).
     pub fn round(&self, round: Round) -> Duration {
         self.base.saturating_mul(1u32.checked_shl(round.0).unwrap_or(u32::MAX)).min(self.cap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clause 16: each round is twice as long as the one before, up to the cap.
+    #[test]
+    fn rounds_double_up_to_the_cap() {
+        let ms = Duration::from_millis;
+        let timing = Timing { base: ms(100), cap: ms(1000), empty: None };
+        assert_eq!(
+            [0, 1, 2, 3, 4, 40, u32::MAX].map(|round| timing.round(Round(round))),
+            [100, 200, 400, 800, 1000, 1000, 1000].map(ms)
+        );
     }
 }

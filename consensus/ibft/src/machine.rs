@@ -20,7 +20,7 @@ use crate::{
 pub const HELP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What does not change while a node runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Parameters {
     /// The chain.
     pub chain: ChainId,
@@ -214,7 +214,7 @@ pub enum Effect<B> {
 }
 
 /// The state of a validator, or of who only observes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Core<B> {
     parameters: Parameters,
     may_vote: bool,
@@ -269,6 +269,12 @@ impl<B: Block> Core<B> {
     /// Height and round, once there is one.
     pub fn view(&self) -> Option<View> {
         self.current.as_ref().map(AtHeight::view)
+    }
+
+    /// The fewest records from which [`restore`](Self::restore) goes on as this one would: what a log that begins anew begins with. To be asked
+    /// when every message that was [cast](Effect::Cast) has been given back.
+    pub fn records(&self) -> Vec<Record<B>> {
+        self.current.as_ref().map(|current| current.records(self.parameters.me.as_ref())).unwrap_or_default()
     }
 
     /// Takes an input.

@@ -81,3 +81,26 @@ impl<P: Payload> Tally<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Height, Prepare, View};
+
+    fn vote(round: u32) -> Signed<Prepare> {
+        let view = View { height: Height(1), round: Round(round) };
+        Signed { payload: Prepare { view, hash: Hash([1; 32]) }, signer: NodeKey([1; 32]), signature: [0; 64] }
+    }
+
+    /// Clause 23: of one signer only so many rounds are kept, the nearest.
+    #[test]
+    fn a_signer_has_so_many_rounds_and_keeps_the_nearest() {
+        let mut tally = Tally::default();
+        let last = 10 + ROUNDS_MAX as u32;
+        (10..last).for_each(|round| tally.insert(vote(round), Round(9)).unwrap());
+        assert_eq!(tally.insert(vote(last), Round(9)), Err((Refusal::ShareUsedUp, None)));
+        tally.insert(vote(9), Round(9)).unwrap();
+        assert!(tally.by(&NodeKey([1; 32]), Round(last - 1)).is_none(), "the furthest has gone");
+        assert!(tally.by(&NodeKey([1; 32]), Round(9)).is_some());
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{CHAIN, TestBlock, Toy, first_height, key, parameters, sign};
+use common::{CHAIN, LARGE, TestBlock, Toy, first_height, key, parameters, sign};
 use metanode_ibft::{
     Block, Certificate, Commit, Core, Draft, Effect, Evidence, HEIGHTS_AHEAD, HELP_INTERVAL, Height, Input,
     Justification, Message, Now, Prepare, Prepared, Proposal, ProposalMessage, Record, Refusal, Round, RoundChange,
@@ -195,6 +195,29 @@ fn clause_8_one_proposal_and_one_prepare_a_round_and_nothing_below_it() {
     assert_eq!(first, key(0));
     assert_eq!(this.refuses(proposal(0, 0, &self::block(0), Justification::default())), Refusal::Old);
     assert_eq!(this.refuses(Message::Prepare(prepare(1, 0, &block))), Refusal::Old);
+}
+
+/// A leader that proposes what was prepared has it at hand, and needs no answer first.
+#[test]
+fn clause_8_one_proposal_and_one_commit_a_round_whatever_else_comes() {
+    let mut this = Validator::new();
+    let locked = block(1);
+    let proposes = |effects: &[TestEffect]| {
+        effects.iter().filter(|effect| matches!(effect, Effect::Cast(Draft::Proposal { .. }))).count()
+    };
+    this.hear(asks(1, 4, Some((1, &locked))));
+    this.hear(asks(2, 4, None));
+    assert_eq!(this.core.view(), Some(view(4)), "its own turn, where two others already are");
+    let first = this.hear(asks(3, 4, None));
+    assert_eq!(proposes(&first), 1);
+    let own = Message::RoundChange(Box::new(round_change(0, 4, None)));
+    assert_eq!(proposes(&this.hear(own)), 0, "one more changes nothing");
+
+    let (mut this, block) = Validator::prepared_in_round_1();
+    this.hear(Message::Prepare(prepare(0, 1, &block)));
+    this.hear(Message::Prepare(prepare(1, 1, &block)));
+    assert!(says_commit(&this.hear(Message::Prepare(prepare(2, 1, &block)))));
+    assert!(!says_commit(&this.hear(Message::Prepare(prepare(3, 1, &block)))));
 }
 
 #[test]
@@ -422,12 +445,62 @@ fn clause_22_a_restart_says_the_same_and_nothing_else() {
     let this = restored(&[Record::Prepared(lock), Record::Round(view(2))], true);
     let asked = says_round_change(&this.effects);
     assert_eq!(asked, Some(RoundChange { view: view(2), prepared: Some((Round(1), one.hash())) }));
+    // Of two locks the newer one holds.
+    let lock = |round| {
+        let prepares = prepares(&[0, 1, 2], round, &one);
+        Record::Prepared(Prepared { view: view(round), block: one.clone(), prepares })
+    };
+    let this = restored(&[lock(1), lock(2), Record::Round(view(3))], true);
+    let asked = says_round_change(&this.effects).unwrap();
+    assert_eq!(asked.prepared, Some((Round(2), one.hash())));
     // One that may not vote says nothing at all, and still learns what is decided.
     let mut silent = restored(&[], false);
     silent.hear(proposal(1, 1, &one, nothing_prepared(1)));
     assert!(!says_prepare(&silent.valid(&one)));
     silent.step(Input::Timeout(Timer::Round(view(1))));
     assert_eq!(says_round_change(&silent.effects), None);
+}
+
+/// The fewest records do what all of them do.
+#[test]
+fn clause_22_a_log_that_begins_anew_says_the_same() {
+    let sends = |this: &Validator| -> Vec<TestMessage> {
+        let sent = this.effects.iter().filter_map(|effect| match effect {
+            Effect::Send { to: None, message } => Some(message.clone()),
+            _ => None,
+        });
+        sent.collect()
+    };
+    let (mut this, block) = Validator::prepared_in_round_1();
+    this.hear(Message::Prepare(prepare(0, 1, &block)));
+    let anew = restored(&this.core.records(), true);
+    assert_eq!(anew.core.view(), Some(view(1)));
+    assert_eq!(sends(&anew), [Message::Prepare(prepare(0, 1, &block))]);
+
+    this.hear(Message::Prepare(prepare(1, 1, &block)));
+    assert!(says_commit(&this.hear(Message::Prepare(prepare(2, 1, &block)))));
+    this.hear(Message::Commit(commit(0, 1, &block)));
+    let mut anew = restored(&this.core.records(), true);
+    assert_eq!(sends(&anew), [Message::Prepare(prepare(0, 1, &block)), Message::Commit(commit(0, 1, &block))]);
+    assert!(!says_commit(&anew.hear(proposal(1, 1, &block, nothing_prepared(1)))));
+    let claim = Some((Round(1), block.hash()));
+    let asked = says_round_change(&anew.step(Input::Timeout(Timer::Round(view(1)))));
+    assert_eq!(asked, Some(RoundChange { view: view(2), prepared: claim }));
+
+    this.step(Input::Timeout(Timer::Round(view(1))));
+    let own = round_change(0, 2, Some((1, &block)));
+    this.hear(Message::RoundChange(Box::new(own.clone())));
+    let anew = restored(&this.core.records(), true);
+    assert_eq!((anew.core.view(), sends(&anew)), (Some(view(2)), vec![Message::RoundChange(Box::new(own))]));
+    // Where nothing was said in a round, the round itself is all there is.
+    let mut late = Validator::new();
+    late.hear(proposal(1, 1, &block, nothing_prepared(1)));
+    assert_eq!(restored(&late.core.records(), true).core.view(), Some(view(1)));
+
+    for by in [1, 2, 3] {
+        this.hear(Message::Commit(commit(by, 1, &block)));
+    }
+    assert_eq!(decides(&restored(&this.core.records(), true).effects), Some(Round(1)));
 }
 
 #[test]
@@ -445,6 +518,17 @@ fn clause_23_each_signer_has_a_share_of_what_is_kept_for_later() {
     assert!(matches!(this.hear(later(1, 3, 0))[..], [Effect::Behind { .. }]), "a nearer one takes its place");
     assert!(matches!(this.hear(later(2, 3, 99))[..], [Effect::Behind { .. }]), "another's share is its own");
     assert_eq!(this.refuses(Message::Prepare(prepare(1, 9, &block(1)))), Refusal::TooFarAhead);
+    // Bytes are counted too.
+    let large = |round: u32| {
+        let block = TestBlock { height: Height(3), salt: LARGE | u64::from(round), ..block(0) };
+        let view = View { height: Height(3), round: Round(round) };
+        let signed = sign(key(3), Proposal { view, hash: block.hash() });
+        Message::Proposal(Box::new(ProposalMessage { signed, block, justification: Justification::default() }))
+    };
+    assert!(matches!(this.hear(large(1))[..], [Effect::Behind { .. }]));
+    assert!(matches!(this.hear(large(2))[..], [Effect::Behind { .. }]));
+    assert_eq!(this.refuses(large(3)), Refusal::ShareUsedUp);
+    assert!(matches!(this.hear(large(0))[..], [Effect::Behind { .. }]), "a nearer one takes its place");
 }
 
 /// A validator that has decided height 1 and begun height 2.
@@ -523,6 +607,14 @@ fn clause_26_two_votes_of_one_round_are_evidence() {
         assert_eq!(evidence.of().0, key(3));
         assert!(evidence.verify(&CHAIN, &Toy));
         assert!(!evidence.verify(&metanode_ibft::ChainId([8; 32]), &Toy));
+    }
+    // Of two rounds, or by two signers, or the same twice, they are none.
+    for pair in [
+        [prepare(3, 1, &block), prepare(3, 2, &other)],
+        [prepare(3, 1, &block), prepare(2, 1, &other)],
+        [prepare(3, 1, &block), prepare(3, 1, &block)],
+    ] {
+        assert!(!Evidence::Prepare(pair).verify(&CHAIN, &Toy));
     }
     let same = Evidence::Prepare([prepare(3, 1, &block); 2]);
     assert!(!same.verify(&CHAIN, &Toy), "saying the same twice is none");

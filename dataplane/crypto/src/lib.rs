@@ -9,6 +9,7 @@
 //! * [`tls`]: rustls configurations for QUIC: TLS 1.3 only, aws-lc-rs, X25519MLKEM768 first, RFC 7250 raw public keys on both
 //!   sides, ALPN.
 //! * [`Verified`]: the type of something whose signature was checked.
+//! * [`Claim`] and [`verify_all`]: the verifier of what validators must agree on, by the rules of ZIP-215.
 //!
 //! This crate performs no I/O and draws no randomness for keys: seeds come from the caller.
 
@@ -18,6 +19,7 @@ mod many;
 mod secret;
 pub mod tls;
 mod verified;
+mod zip215;
 
 pub use batch::HashBatcher;
 pub use identity::{Identity, KeyFileError};
@@ -25,6 +27,7 @@ pub use many::hash_all;
 use metanode_types::Hash;
 pub use secret::{CidKey, NodeSecret};
 pub use verified::{BadSignature, Verified};
+pub use zip215::{Claim, PIECE_MAX, is_small_order, verify_all};
 
 /// The BLAKE3 hash of `bytes`.
 pub fn hash(bytes: &[u8]) -> Hash {

@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, fs, io, os::unix::fs::FileExt as _, path::Path};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 #[cfg(feature = "sim")]
 use crate::sim;
@@ -118,6 +118,25 @@ impl PlainFile {
             Inner::System(file) => file.sync_all(),
             #[cfg(feature = "sim")]
             Inner::Simulated(file) => sim::world()?.sync(file),
+        }
+    }
+}
+
+/// An exclusive lock on a file (flock(2)). It ends with this, or with the process.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: Option<fs::File>,
+}
+
+impl FileLock {
+    /// Locks a file, which is made if it is not there; `None` when another has it. In a simulated world there is nobody else.
+    pub fn try_acquire(path: impl AsRef<Path>) -> io::Result<Option<Self>> {
+        simulated!(|_world| Ok(Some(Self { _file: None })));
+        let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { _file: Some(file) })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 }

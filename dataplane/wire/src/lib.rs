@@ -16,7 +16,7 @@
 //! [`message::PutBulk`] is followed by [`message::Chunk`] frames and one [`message::PutEnd`]. Every refusal is a
 //! [`message::Refused`] with a [`RefusalCode`].
 
-mod cursor;
+pub mod cursor;
 pub mod frame;
 pub mod manifest;
 pub mod message;

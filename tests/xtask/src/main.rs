@@ -4,6 +4,7 @@
 //! * [`test`](mod@test) and [`ci`]: the tests, and everything that must hold before a commit.
 //! * [`bench`](mod@bench) with [`floors`]: the product beside its peers, in interleaved rounds, against the floors that it must keep.
 //! * [`sim`]: the store on a simulated machine, seed by seed.
+//! * [`model`] and [`mutants`]: every order of events in the consensus protocol, and whether tests notice each broken rule.
 //! * [`fuzz`]: every decoder under libFuzzer.
 //! * [`soak`] and [`load`]: many starts, many kills, one large file.
 //! * [`preflight`]: what the system lacks for any of them; [`process`]: children with deadlines, timed steps.
@@ -15,6 +16,8 @@ mod ci;
 mod floors;
 mod fuzz;
 mod load;
+mod model;
+mod mutants;
 mod preflight;
 mod process;
 mod sim;
@@ -46,6 +49,10 @@ enum Command {
     Bench(bench::Options),
     /// Runs the store on a machine whose disk, clock and power fail, seed by seed.
     Sim(sim::Options),
+    /// Explores the consensus protocol with a model checker: all states up to round 1, some millions up to round 3.
+    Model(model::Options),
+    /// Breaks each rule of a package on purpose and fails when no test notices.
+    Mutants(mutants::Options),
     /// Searches every decoder for inputs that break it, after it has shown that it finds a planted bug.
     Fuzz(fuzz::Options),
     /// Starts and stops the release node many times, half of them under load.
@@ -63,6 +70,8 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Sim(options) => return sim::run(&options),
+        Command::Model(options) => model::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Crash(options) => return load::crash(&options),

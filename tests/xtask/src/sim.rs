@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// A rule to break on purpose.
     #[arg(long)]
     sabotage: Option<String>,
+    /// Print the trace of each seed of many.
+    #[arg(long)]
+    traces: bool,
     /// Print what the store logs.
     #[arg(long)]
     log: bool,
@@ -49,8 +52,10 @@ fn start(options: &Options) -> Result<ExitCode> {
             command.args([flag, text]);
         }
     }
-    if options.log {
-        command.arg("--log");
+    for (flag, on) in [("--traces", options.traces), ("--log", options.log)] {
+        if on {
+            command.arg(flag);
+        }
     }
     eprintln!("$ {}", process::line(&command));
     let status = command.current_dir(root()).status().context("cannot run metanode-sim")?;

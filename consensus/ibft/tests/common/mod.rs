@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use metanode_ibft::{
     Block, ChainId, Draft, Height, Message, NewHeight, Parameters, Payload, ProposalMessage, RoundChangeMessage,
-    Signature, Signed, Timing, ValidatorSet, Verifier,
+    SHARE_BYTES_MAX, Signature, Signed, Timing, ValidatorSet, Verifier,
 };
 use metanode_types::{Hash, NodeKey};
 
 pub const CHAIN: ChainId = ChainId([7; 32]);
 pub const BASE: Duration = Duration::from_millis(100);
 pub const CAP: Duration = Duration::from_millis(1600);
+
+/// See [`TestBlock::size_bytes`](Block::size_bytes).
+pub const LARGE: u64 = 1 << 63;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TestBlock {
@@ -45,8 +48,9 @@ impl Block for TestBlock {
         self.time_ms
     }
 
+    /// One with this bit is large.
     fn size_bytes(&self) -> usize {
-        96
+        if self.salt & LARGE == 0 { 96 } else { SHARE_BYTES_MAX / 2 }
     }
 }
 

@@ -8,12 +8,14 @@ pub(super) const LAYERS: &[(&str, u8)] = &[
     ("metanode-admin-api", 0),
     ("metanode-congestion", 1),
     ("metanode-ibft", 1),
+    ("metanode-ledger", 1),
     ("metanode-log", 1),
     ("metanode-blob", 1),
     ("metanode-shard", 2),
     ("metanode-quic", 2),
     ("metanode-client", 2),
     ("metanode-store", 2),
+    ("metanode-wal", 2),
     ("metanode-node", 3),
     ("metanode-cli", 4),
 ];
@@ -29,7 +31,9 @@ pub(super) const EDGES: &[(&str, &str, &str)] = &[
     ("metanode-admin-api", "metanode-types", "types is the base of L0"),
     ("metanode-admin-api", "metanode-wire", "the local socket carries the same frames as the network"),
     ("metanode-blob", "metanode-log", "a partition answers where a record lies: positions and sequences are the log's"),
+    ("metanode-ledger", "metanode-ibft", "a block is what the protocol agrees on; evidence and certificates are its"),
     ("metanode-quic", "metanode-shard", "shard is the base of L2: the driver runs on its executors and readiness"),
+    ("metanode-wal", "metanode-shard", "shard is the base of L2: the sign state is written by a companion"),
     ("metanode-store", "metanode-shard", "shard is the base of L2: effects are performed on its files and executors"),
 ];
 

@@ -1,0 +1,321 @@
+//! What follows from the blocks so far.
+//!
+//! A block is *decided* first and *executed* after, by way of the application: [`Chain::plan`] says what the application is to execute, and
+//! [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
+//! has not executed that far can neither make nor check it.
+
+use std::collections::BTreeMap;
+
+use metanode_crypto::hash;
+use metanode_ibft::{Block as _, ChainId, Height, NewHeight, ValidatorSet};
+use metanode_types::{Hash, NodeKey};
+
+use crate::{
+    batch::Batch,
+    block::{BATCHES_MAX, Block, Header, batches_root},
+    genesis::Genesis,
+    system::{System, validators_hash},
+    transaction::{Code, Kind, Outcome, Transaction, TransactionError, TransactionId},
+    tree,
+};
+
+/// The last decided block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tip {
+    /// Its place; 0 at the beginning.
+    pub height: Height,
+    /// Its hash; at the beginning the chain's identity.
+    pub hash: Hash,
+    /// Who made it; at the beginning the last validator in key order, so that the first has the turn.
+    pub author: NodeKey,
+    /// Its time; at the beginning the genesis's.
+    pub time_ms: u64,
+}
+
+/// What a block did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executed {
+    /// Its place.
+    pub height: Height,
+    /// The state behind it.
+    pub app_hash: Hash,
+    /// Over what became of its transactions.
+    pub results_root: Hash,
+    /// What became of each, in their order.
+    pub outcomes: Vec<(TransactionId, Outcome)>,
+}
+
+/// What the application is to execute of a block.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Which.
+    pub height: Height,
+    /// Its time.
+    pub time_ms: u64,
+    /// In this order; it answers with as many outcomes.
+    pub transactions: Vec<Transaction<'a>>,
+    /// All of the block's, with what is known already; `None` is the application's.
+    outcomes: Vec<(TransactionId, Option<Outcome>)>,
+    system: System,
+}
+
+/// Why a block can't follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// It is for another place.
+    #[error("height {} where {} comes next", found.0, expected.0)]
+    Height {
+        /// Its.
+        found: Height,
+        /// What comes next.
+        expected: Height,
+    },
+    /// This node has not executed far enough to tell.
+    #[error("height {} is not executed yet", .0.0)]
+    NotExecuted(Height),
+    /// A part of the header is not what the chain says.
+    #[error("its {0} is not what the chain says")]
+    Differs(&'static str),
+    /// More batches than a block may have.
+    #[error("{0} batches; at most {BATCHES_MAX} are allowed")]
+    TooManyBatches(usize),
+    /// A batch is there twice.
+    #[error("batch {0} is there twice")]
+    Twice(Hash),
+    /// It names a batch whose time is over.
+    #[error("batch {0} has expired")]
+    ExpiredBatch(Hash),
+}
+
+/// A chain, as far as a node knows it.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    id: ChainId,
+    lag: u64,
+    expiry_heights_max: u64,
+    opaque: bool,
+    tip: Tip,
+    executed: Height,
+    system: System,
+    /// Application hash and results root of what later headers carry.
+    results: BTreeMap<Height, (Hash, Hash)>,
+}
+
+/// The state's hash: the ledger's part and the application's.
+fn app_hash(system: &System, application: &Hash) -> Hash {
+    hash(&[b"metanode state v1\0", &system.hash().0[..], &application.0].concat())
+}
+
+impl Chain {
+    /// At its beginning, with the application's hash there. The genesis must have been [checked](Genesis::check).
+    pub fn new(genesis: &Genesis, application: &Hash) -> Self {
+        let id = genesis.chain();
+        let validators = genesis.validator_set().expect("the genesis was checked");
+        let last = *validators.iter().last().expect("a set is never empty");
+        let tip = Tip { height: Height(0), hash: Hash(id.0), author: last, time_ms: genesis.time_ms };
+        let system = System::new(validators);
+        let results = BTreeMap::from([(Height(0), (app_hash(&system, application), tree::root(&[])))]);
+        Self {
+            id,
+            lag: genesis.lag,
+            expiry_heights_max: genesis.expiry_heights_max,
+            opaque: genesis.opaque,
+            tip,
+            executed: Height(0),
+            system,
+            results,
+        }
+    }
+
+    /// Which chain.
+    pub fn id(&self) -> &ChainId {
+        &self.id
+    }
+
+    /// The last decided block.
+    pub fn tip(&self) -> &Tip {
+        &self.tip
+    }
+
+    /// The last executed height.
+    pub fn executed_height(&self) -> Height {
+        self.executed
+    }
+
+    /// What the ledger keeps, as of the last executed height.
+    pub fn system(&self) -> &System {
+        &self.system
+    }
+
+    /// The height whose results the header of `height` carries; the beginning's for the first ones.
+    fn carried(&self, height: Height) -> Height {
+        Height(height.0.saturating_sub(self.lag))
+    }
+
+    /// Who votes at the next height. `Err` says which height must be executed first (clause 20: nothing later is asked).
+    pub fn validators(&self) -> Result<&ValidatorSet, BlockError> {
+        let next = self.tip.height.next();
+        self.ready(next)?;
+        Ok(self.system_validators(next))
+    }
+
+    fn system_validators(&self, height: Height) -> &ValidatorSet {
+        self.system.validators(height)
+    }
+
+    fn ready(&self, height: Height) -> Result<(), BlockError> {
+        let needed = self.carried(height);
+        if self.executed < needed { Err(BlockError::NotExecuted(needed)) } else { Ok(()) }
+    }
+
+    /// What the protocol's next height begins with.
+    pub fn new_height(&self) -> Result<NewHeight, BlockError> {
+        Ok(NewHeight {
+            height: self.tip.height.next(),
+            validators: self.validators()?.clone(),
+            parent: self.tip.hash,
+            parent_author: self.tip.author,
+            parent_time_ms: self.tip.time_ms,
+        })
+    }
+
+    /// The next block, of these batches. Its time is above its parent's, whatever the clock says.
+    pub fn make(&self, author: NodeKey, unix_ms: u64, batches: Vec<Hash>) -> Result<Block, BlockError> {
+        let height = self.tip.height.next();
+        self.ready(height)?;
+        let (app_hash, results_root) = self.results[&self.carried(height)];
+        let header = Header {
+            height,
+            time_ms: unix_ms.max(self.tip.time_ms + 1),
+            parent: self.tip.hash,
+            author,
+            batches_root: batches_root(&batches),
+            app_hash,
+            results_root,
+            validators_hash: validators_hash(self.system_validators(height)),
+            next_validators_hash: validators_hash(self.system_validators(height.next())),
+        };
+        Ok(Block { header, batches })
+    }
+
+    /// Whether a block may follow; whether its batches are here is the caller's to see, and its time the protocol's.
+    pub fn check(&self, block: &Block) -> Result<(), BlockError> {
+        let (found, expected) = (block.header.height, self.tip.height.next());
+        if found != expected {
+            return Err(BlockError::Height { found, expected });
+        }
+        if block.batches.len() > BATCHES_MAX {
+            return Err(BlockError::TooManyBatches(block.batches.len()));
+        }
+        let mut batches = block.batches.clone();
+        batches.sort_unstable();
+        if let Some(pair) = batches.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(BlockError::Twice(pair[0]));
+        }
+        let right = self.make(block.header.author, block.header.time_ms, block.batches.clone())?.header;
+        let differs = [
+            ("parent", right.parent != block.header.parent),
+            ("time", right.time_ms != block.header.time_ms),
+            ("batches root", right.batches_root != block.header.batches_root),
+            ("application hash", right.app_hash != block.header.app_hash),
+            ("results root", right.results_root != block.header.results_root),
+            ("validators hash", right.validators_hash != block.header.validators_hash),
+            ("next validators hash", right.next_validators_hash != block.header.next_validators_hash),
+        ];
+        match differs.iter().find(|(_, differs)| *differs) {
+            Some((what, _)) => Err(BlockError::Differs(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a batch may be named by the next block.
+    pub fn check_batch(&self, batch: &Batch) -> Result<(), BlockError> {
+        let next = self.tip.height.next();
+        let (from, to) = (next.0, next.0 + self.expiry_heights_max);
+        if (from..=to).contains(&batch.expiry().0) { Ok(()) } else { Err(BlockError::ExpiredBatch(batch.digest())) }
+    }
+
+    /// Whether a transaction may go into a batch now. Its signature is checked elsewhere, many at a time.
+    pub fn check_transaction(&self, transaction: &Transaction<'_>) -> Result<(), TransactionError> {
+        if transaction.kind == Kind::Opaque {
+            return if self.opaque { Ok(()) } else { Err(TransactionError::Unsigned) };
+        }
+        let next = self.tip.height.next();
+        if transaction.expiry < next {
+            return Err(TransactionError::Expired(transaction.expiry));
+        }
+        if transaction.expiry.0 - next.0 > self.expiry_heights_max {
+            return Err(TransactionError::ExpiresTooLate(transaction.expiry));
+        }
+        let is_system = transaction.kind != Kind::Application;
+        if is_system && !self.system.latest().contains(&transaction.account) {
+            return Err(TransactionError::NotAValidator);
+        }
+        Ok(())
+    }
+
+    /// A block is final.
+    ///
+    /// # Panics
+    /// When it was not [checked](Self::check).
+    pub fn decided(&mut self, block: &Block) {
+        assert_eq!(block.header.height, self.tip.height.next(), "heights follow each other");
+        assert_eq!(block.header.parent, self.tip.hash, "blocks follow each other");
+        let Header { height, author, time_ms, .. } = block.header;
+        self.tip = Tip { height, hash: block.hash(), author, time_ms };
+    }
+
+    /// What the application is to execute of the next block to be executed; the batches are those that it names, in their order.
+    ///
+    /// # Panics
+    /// When it is another block, or one that is not final.
+    pub fn plan<'a>(&self, block: &Block, batches: &'a [Batch]) -> Plan<'a> {
+        let height = block.header.height;
+        assert!(height == self.executed.next() && height <= self.tip.height, "blocks are executed in their order");
+        assert!(batches.iter().map(Batch::digest).eq(block.batches.iter().copied()), "the batches are the block's");
+        let mut system = self.system.clone();
+        system.forget_before(height);
+        let acts_at = Height(height.0 + self.lag + 1);
+        let (mut transactions, mut outcomes) = (Vec::new(), Vec::new());
+        for transaction in batches.iter().flat_map(Batch::transactions) {
+            let outcome = if transaction.expiry < height {
+                Some(Outcome::Skipped(Code::EXPIRED))
+            } else {
+                match transaction.kind {
+                    Kind::Application => None,
+                    Kind::Opaque => Some(Outcome::Done),
+                    Kind::Validators | Kind::Evidence => Some(system.execute(&self.id, &transaction, height, acts_at)),
+                }
+            };
+            if outcome.is_none() {
+                transactions.push(transaction);
+            }
+            outcomes.push((transaction.id(&self.id), outcome));
+        }
+        Plan { height, time_ms: block.header.time_ms, transactions, outcomes, system }
+    }
+
+    /// What came of it: the application's outcomes, and the hash of its state.
+    ///
+    /// # Panics
+    /// When there are not as many outcomes as there were transactions, or the plan is not of the next block.
+    pub fn executed(&mut self, plan: Plan<'_>, application: Vec<Outcome>, state: &Hash) -> Executed {
+        assert_eq!(plan.height, self.executed.next(), "blocks are executed in their order");
+        assert_eq!(application.len(), plan.transactions.len(), "each has an outcome");
+        let mut application = application.into_iter();
+        let outcomes: Vec<(TransactionId, Outcome)> = plan
+            .outcomes
+            .into_iter()
+            .map(|(id, outcome)| (id, outcome.unwrap_or_else(|| application.next().expect("they were counted"))))
+            .collect();
+        let leaves: Vec<Hash> = outcomes.iter().map(|(id, outcome)| tree::leaf(&outcome.encode(id))).collect();
+        let results_root = tree::root(&leaves);
+        self.system = plan.system;
+        self.executed = plan.height;
+        let app_hash = app_hash(&self.system, state);
+        self.results.insert(plan.height, (app_hash, results_root));
+        // What no header to come carries.
+        self.results = self.results.split_off(&self.carried(self.executed.next()));
+        Executed { height: plan.height, app_hash, results_root, outcomes }
+    }
+}

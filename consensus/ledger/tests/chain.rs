@@ -1,0 +1,355 @@
+//! Chains of blocks, made and checked by several nodes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use metanode_crypto::{Identity, hash};
+use metanode_ibft::{ChainId, Commit, Evidence, Height, Payload, Round, Signed, View};
+use metanode_ledger::{
+    Account, Batch, BatchDraft, Block, BlockError, Chain, Code, Executed, Genesis, Kind, Outcome, Transaction,
+    TransactionDraft, TransactionError,
+    system::{PROOF_DOMAIN, Wish, encode_evidence, proof_message},
+    tree,
+};
+use metanode_types::{Hash, NodeKey};
+
+const LAG: u64 = 2;
+
+fn identity(number: u8) -> Identity {
+    Identity::from_seed(&[number; 32])
+}
+
+fn genesis() -> Genesis {
+    Genesis {
+        version: 1,
+        name: "test".to_owned(),
+        time_ms: 1_000,
+        lag: LAG,
+        round_ms: 500,
+        round_ms_max: 10_000,
+        empty_ms: 0,
+        clock_drift_ms_max: 500,
+        expiry_heights_max: 100,
+        opaque: true,
+        validators: (1..=4).map(|number| identity(number).public()).collect(),
+        accounts: vec![Account { key: identity(9).public(), balance: 1_000 }],
+    }
+}
+
+/// A node whose application counts.
+#[derive(Clone)]
+struct Node {
+    chain: Chain,
+    count: u64,
+    numbers: u64,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self { chain: Chain::new(&genesis(), &hash(&0u64.to_le_bytes())), count: 0, numbers: 0 }
+    }
+
+    fn id(&self) -> ChainId {
+        *self.chain.id()
+    }
+
+    fn next(&self) -> Height {
+        self.chain.tip().height.next()
+    }
+
+    fn transaction(&self, by: u8, kind: Kind, payload: &[u8]) -> Vec<u8> {
+        let signer = identity(by);
+        let expiry = Height(self.next().0 + 50);
+        let draft = TransactionDraft { kind, account: signer.public(), nonce: 0, fee: 0, expiry, payload };
+        draft.encode(&self.id(), |domain, message| Ok::<_, ()>(signer.sign(domain, message))).unwrap()
+    }
+
+    fn batch(&mut self, transactions: &[Vec<u8>]) -> Batch {
+        self.numbers += 1;
+        let author = identity(1);
+        let mut draft = BatchDraft::new(author.public(), self.numbers, Height(self.next().0 + 10));
+        for transaction in transactions {
+            assert!(draft.push(&Transaction::decode(transaction).unwrap()));
+        }
+        draft.finish(&self.id(), |domain, message| Ok::<_, ()>(author.sign(domain, message))).unwrap()
+    }
+
+    fn execute(&mut self, block: &Block, batches: &[Batch]) -> Executed {
+        let plan = self.chain.plan(block, batches);
+        let outcomes: Vec<Outcome> = plan.transactions.iter().map(|_| Outcome::Done).collect();
+        self.count += outcomes.len() as u64;
+        self.chain.executed(plan, outcomes, &hash(&self.count.to_le_bytes()))
+    }
+
+    /// A block of one batch, checked, decided and executed.
+    fn advance(&mut self, transactions: &[Vec<u8>]) -> (Block, Executed) {
+        let batch = self.batch(transactions);
+        let author = self.chain.new_height().unwrap().validators.proposer(&self.chain.tip().author, Round::ZERO);
+        let block = self.chain.make(author, 2_000, vec![batch.digest()]).unwrap();
+        self.chain.check(&block).unwrap();
+        self.chain.decided(&block);
+        let executed = self.execute(&block, &[batch]);
+        (block, executed)
+    }
+
+    fn validators(&self) -> Vec<NodeKey> {
+        self.chain.validators().unwrap().iter().copied().collect()
+    }
+
+    fn vote(&self, by: u8, wish: &Wish) -> Vec<u8> {
+        self.transaction(by, Kind::Validators, &wish.encode())
+    }
+
+    fn adding(&self, number: u8) -> Wish {
+        let new = identity(number);
+        Wish::Add(new.public(), new.sign(PROOF_DOMAIN, &proof_message(&self.id(), &new.public())))
+    }
+}
+
+fn outcomes(executed: &Executed) -> Vec<Outcome> {
+    executed.outcomes.iter().map(|(_, outcome)| *outcome).collect()
+}
+
+/// The header of h carries what h − lag did, and a result is proven by it.
+#[test]
+fn results_are_carried_by_the_header_behind_the_lag() {
+    let mut node = Node::new();
+    let opaque = TransactionDraft::encode_opaque(b"anything");
+    let payment = node.transaction(9, Kind::Application, b"pay");
+    let (first, executed) = node.advance(&[opaque, payment]);
+    assert_eq!(outcomes(&executed), [Outcome::Done; 2]);
+    let (second, _) = node.advance(&[]);
+    let (third, _) = node.advance(&[]);
+    assert_eq!((second.header.parent, third.header.height), (first.header.hash(), Height(3)));
+    assert_eq!(second.header.app_hash, first.header.app_hash, "the beginning's");
+    assert_eq!((third.header.app_hash, third.header.results_root), (executed.app_hash, executed.results_root));
+    assert_ne!(third.header.app_hash, first.header.app_hash);
+    let leaves: Vec<Hash> = executed.outcomes.iter().map(|(id, outcome)| tree::leaf(&outcome.encode(id))).collect();
+    let path = tree::proof(&leaves, 1).unwrap();
+    assert!(tree::verify(&third.header.results_root, &leaves[1], 1, 2, &path));
+}
+
+#[test]
+fn a_block_that_says_anything_else_is_refused() {
+    let mut node = Node::new();
+    node.advance(&[]);
+    let batch = node.batch(&[]);
+    let author = identity(2).public();
+    let good = node.chain.make(author, 3_000, vec![batch.digest()]).unwrap();
+    node.chain.check(&good).unwrap();
+    let refused = |change: &dyn Fn(&mut Block)| {
+        let mut block = good.clone();
+        change(&mut block);
+        node.chain.check(&block).unwrap_err()
+    };
+    let other = Hash([9; 32]);
+    assert_eq!(refused(&|block| block.header.parent = other), BlockError::Differs("parent"));
+    assert_eq!(refused(&|block| block.header.time_ms = 2_000), BlockError::Differs("time"), "the parent's");
+    assert_eq!(refused(&|block| block.header.batches_root = other), BlockError::Differs("batches root"));
+    assert_eq!(refused(&|block| block.batches.clear()), BlockError::Differs("batches root"));
+    assert_eq!(refused(&|block| block.header.app_hash = other), BlockError::Differs("application hash"));
+    assert_eq!(refused(&|block| block.header.results_root = other), BlockError::Differs("results root"));
+    assert_eq!(refused(&|block| block.header.validators_hash = other), BlockError::Differs("validators hash"));
+    assert_eq!(
+        refused(&|block| block.header.next_validators_hash = other),
+        BlockError::Differs("next validators hash")
+    );
+    assert_eq!(
+        refused(&|block| block.header.height = Height(3)),
+        BlockError::Height { found: Height(3), expected: Height(2) }
+    );
+    assert_eq!(refused(&|block| block.batches.push(batch.digest())), BlockError::Twice(batch.digest()));
+    let many = |block: &mut Block| block.batches = (0..65).map(|number| hash(&[number])).collect();
+    assert_eq!(refused(&many), BlockError::TooManyBatches(65));
+}
+
+/// Clause 20, and clause 25's last part: what was not executed can't be voted on.
+#[test]
+fn who_has_not_executed_far_enough_knows_it() {
+    let mut node = Node::new();
+    let mut open = Vec::new();
+    for _ in 0..LAG {
+        let block = node.chain.make(identity(1).public(), 2_000, Vec::new()).unwrap();
+        node.chain.decided(&block);
+        open.push(block);
+    }
+    assert_eq!(node.chain.new_height(), Err(BlockError::NotExecuted(Height(1))));
+    assert_eq!(node.chain.make(identity(1).public(), 2_000, Vec::new()), Err(BlockError::NotExecuted(Height(1))));
+    node.execute(&open[0], &[]);
+    assert_eq!(node.chain.new_height().unwrap().height, Height(3));
+}
+
+/// Clauses 19 and 20: a change acts lag + 1 blocks behind the one whose execution decided it, on every node.
+#[test]
+fn validators_are_voted_in_and_out() {
+    let mut node = Node::new();
+    let add = node.adding(5);
+    let (_, executed) = node.advance(&[node.vote(1, &add), node.vote(2, &add), node.vote(2, &add)]);
+    assert_eq!(outcomes(&executed)[..2], [Outcome::Done; 2]);
+    assert_eq!(outcomes(&executed)[2], Outcome::Skipped(Code::KNOWN), "the same transaction");
+    assert_eq!(node.validators().len(), 4);
+    let (decisive, _) = node.advance(&[node.vote(3, &add)]);
+    let acts_at = Height(decisive.header.height.0 + LAG + 1);
+    while node.next() < acts_at {
+        assert_eq!(node.validators().len(), 4, "{:?}", node.next());
+        let (block, _) = node.advance(&[]);
+        let announced = block.header.next_validators_hash != block.header.validators_hash;
+        assert_eq!(announced, block.header.height.next() == acts_at);
+    }
+    assert_eq!(node.validators().len(), 5);
+    assert!(node.validators().contains(&identity(5).public()));
+    // Five need four votes.
+    let remove = Wish::Remove(identity(1).public());
+    node.advance(&[node.vote(1, &remove), node.vote(2, &remove), node.vote(3, &remove)]);
+    (0..5).for_each(|_| drop(node.advance(&[])));
+    assert_eq!(node.validators().len(), 5);
+    node.advance(&[node.vote(5, &remove)]);
+    (0..LAG).for_each(|_| drop(node.advance(&[])));
+    assert_eq!(node.validators().len(), 4);
+    assert!(!node.validators().contains(&identity(1).public()));
+    // The turn is the next one's, also behind an author that was removed.
+    let set = node.chain.validators().unwrap();
+    assert!(set.contains(&set.proposer(&identity(1).public(), Round::ZERO)));
+}
+
+#[test]
+fn a_validator_rotates_its_key_alone_and_nobody_elses() {
+    let mut node = Node::new();
+    let new = identity(6);
+    let proof = new.sign(PROOF_DOMAIN, &proof_message(&node.id(), &new.public()));
+    let stolen = Wish::Rotate(new.public(), [1; 64]);
+    let (_, executed) = node.advance(&[
+        node.vote(2, &stolen),
+        node.vote(9, &Wish::Rotate(new.public(), proof)),
+        node.vote(2, &Wish::Rotate(new.public(), proof)),
+    ]);
+    assert_eq!(
+        outcomes(&executed),
+        [Outcome::Failed(Code::NO_PROOF_OF_KEY), Outcome::Failed(Code::NOT_A_VALIDATOR), Outcome::Done]
+    );
+    (0..LAG).for_each(|_| drop(node.advance(&[])));
+    assert!(node.validators().contains(&new.public()) && !node.validators().contains(&identity(2).public()));
+    assert_eq!(node.validators().len(), 4);
+}
+
+#[test]
+fn votes_that_change_nothing_say_so() {
+    let mut node = Node::new();
+    let there = node.adding(4);
+    let unproven = Wish::Add(identity(5).public(), [0; 64]);
+    let (_, executed) = node.advance(&[
+        node.vote(1, &there),
+        node.vote(1, &Wish::Remove(identity(8).public())),
+        node.vote(1, &unproven),
+        node.transaction(1, Kind::Validators, b"nonsense"),
+        node.vote(1, &Wish::Remove(identity(4).public())),
+        node.transaction(1, Kind::Validators, &[Wish::Remove(identity(4).public()).encode(), vec![0]].concat()),
+    ]);
+    assert_eq!(
+        outcomes(&executed),
+        [
+            Outcome::Failed(Code::NO_CHANGE),
+            Outcome::Failed(Code::NO_CHANGE),
+            Outcome::Failed(Code::NO_PROOF_OF_KEY),
+            Outcome::Failed(Code::MALFORMED),
+            Outcome::Done,
+            Outcome::Failed(Code::MALFORMED),
+        ]
+    );
+}
+
+/// Clause 26: evidence is checked by all, counts once, and names who and where.
+#[test]
+fn evidence_is_recorded_once() {
+    let mut node = Node::new();
+    let signer = identity(3);
+    let view = View { height: Height(1), round: Round(2) };
+    let commit = |hash: u8, by: &Identity| {
+        let payload = Commit { view, hash: Hash([hash; 32]) };
+        let signature = by.sign(Commit::DOMAIN, &payload.encode(&node.id()));
+        Signed { payload, signer: by.public(), signature }
+    };
+    let proof = encode_evidence(&Evidence::Commit([commit(1, &signer), commit(2, &signer)]));
+    let same = encode_evidence(&Evidence::Commit([commit(1, &signer), commit(1, &signer)]));
+    let stranger = encode_evidence(&Evidence::Commit([commit(1, &identity(9)), commit(2, &identity(9))]));
+    let sent = [proof.clone(), same, stranger].map(|payload| node.transaction(1, Kind::Evidence, &payload));
+    let again = node.transaction(2, Kind::Evidence, &proof);
+    let mut forged = proof;
+    *forged.last_mut().unwrap() ^= 1;
+    let forged = node.transaction(1, Kind::Evidence, &forged);
+    let (_, executed) = node.advance(&[&sent[..], &[again, forged]].concat());
+    assert_eq!(
+        outcomes(&executed),
+        [
+            Outcome::Done,
+            Outcome::Failed(Code::NO_EVIDENCE),
+            Outcome::Failed(Code::NO_EVIDENCE),
+            Outcome::Failed(Code::KNOWN),
+            Outcome::Failed(Code::NO_EVIDENCE),
+        ]
+    );
+    assert_eq!(node.chain.system().guilty().collect::<Vec<_>>(), [&(signer.public(), view)]);
+}
+
+#[test]
+fn what_has_expired_is_not_executed_and_what_may_enter_is_known() {
+    let mut node = Node::new();
+    let early = node.transaction(9, Kind::Application, b"pay");
+    let vote = node.vote(9, &Wish::Remove(identity(1).public()));
+    let check = |node: &Node, bytes: &[u8]| node.chain.check_transaction(&Transaction::decode(bytes).unwrap());
+    assert_eq!(check(&node, &early), Ok(()));
+    assert_eq!(check(&node, &vote), Err(TransactionError::NotAValidator));
+    assert_eq!(check(&node, &TransactionDraft::encode_opaque(b"x")), Ok(()));
+    let batch = node.batch(&[]);
+    assert_eq!(node.chain.check_batch(&batch), Ok(()));
+    (0..51).for_each(|_| drop(node.advance(&[])));
+    assert_eq!(check(&node, &early), Err(TransactionError::Expired(Height(51))));
+    assert_eq!(node.chain.check_batch(&batch), Err(BlockError::ExpiredBatch(batch.digest())));
+    let (_, executed) = node.advance(&[early]);
+    assert_eq!(outcomes(&executed), [Outcome::Skipped(Code::EXPIRED)]);
+    let mut late = TransactionDraft {
+        kind: Kind::Application,
+        account: identity(9).public(),
+        nonce: 0,
+        fee: 0,
+        expiry: Height(node.next().0 + 101),
+        payload: b"",
+    };
+    let sign = |domain: &str, message: &[u8]| Ok::<_, ()>(identity(9).sign(domain, message));
+    let bytes = late.encode(&node.id(), sign).unwrap();
+    assert!(matches!(check(&node, &bytes), Err(TransactionError::ExpiresTooLate(_))));
+    late.expiry = Height(node.next().0 + 100);
+    assert_eq!(check(&node, &late.encode(&node.id(), sign).unwrap()), Ok(()));
+}
+
+/// Two nodes that execute the same are the same, whenever they do it.
+#[test]
+fn a_node_that_executes_later_comes_to_the_same() {
+    let mut node = Node::new();
+    let mut other = node.clone();
+    let add = node.adding(5);
+    let mut waiting = Vec::new();
+    for number in 0..20u8 {
+        let by = 1 + number % 4;
+        let payment = TransactionDraft::encode_opaque(&[number]);
+        let transactions = vec![payment, node.vote(by, &add), node.transaction(9, Kind::Application, &[number])];
+        let batch = node.batch(&transactions);
+        let block = node.chain.make(identity(by).public(), 2_000, vec![batch.digest()]).unwrap();
+        other.chain.check(&block).unwrap();
+        node.chain.decided(&block);
+        other.chain.decided(&block);
+        node.execute(&block, std::slice::from_ref(&batch));
+        waiting.push((block, batch));
+        if waiting.len() as u64 == LAG {
+            let (block, batch) = waiting.remove(0);
+            other.execute(&block, &[batch]);
+        }
+    }
+    for (block, batch) in waiting {
+        other.execute(&block, &[batch]);
+    }
+    assert_eq!(other.chain.system(), node.chain.system());
+    assert_eq!(
+        other.chain.make(identity(1).public(), 9_000, vec![]),
+        node.chain.make(identity(1).public(), 9_000, vec![])
+    );
+}
