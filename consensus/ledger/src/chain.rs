@@ -4,7 +4,7 @@
 //! [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
 //! has not executed that far can neither make nor check it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use metanode_crypto::hash;
 use metanode_ibft::{Block as _, ChainId, Height, NewHeight, ValidatorSet};
@@ -82,9 +82,31 @@ pub enum BlockError {
     /// A batch is there twice.
     #[error("batch {0} is there twice")]
     Twice(Hash),
-    /// It names a batch whose time is over.
-    #[error("batch {0} has expired")]
+    /// It names a batch whose time is over, or too far ahead.
+    #[error("batch {0} has expired, or expires too late")]
     ExpiredBatch(Hash),
+    /// It names a batch whose author does not vote on it.
+    #[error("batch {0} is by somebody who is no validator")]
+    StrangersBatch(Hash),
+    /// It names a batch that an earlier block has named.
+    #[error("batch {0} is in an earlier block")]
+    OrderedBefore(Hash),
+}
+
+/// What a block's rules ask of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Its author.
+    pub author: NodeKey,
+    /// The last height whose block may name it.
+    pub expiry: Height,
+}
+
+impl Batch {
+    /// What a block's rules ask of it.
+    pub fn facts(&self) -> Facts {
+        Facts { author: self.author(), expiry: self.expiry() }
+    }
 }
 
 /// A chain, as far as a node knows it.
@@ -97,6 +119,8 @@ pub struct Chain {
     tip: Tip,
     executed: Height,
     system: System,
+    /// Batches that blocks have named and that could be named again, by the last height at which they could.
+    ordered: BTreeSet<(Height, Hash)>,
     /// Application hash and results root of what later headers carry.
     results: BTreeMap<Height, (Hash, Hash)>,
 }
@@ -123,6 +147,7 @@ impl Chain {
             tip,
             executed: Height(0),
             system,
+            ordered: BTreeSet::new(),
             results,
         }
     }
@@ -150,6 +175,11 @@ impl Chain {
     /// The height whose results the header of `height` carries; the beginning's for the first ones.
     fn carried(&self, height: Height) -> Height {
         Height(height.0.saturating_sub(self.lag))
+    }
+
+    /// The height whose header carries the results of `height`.
+    pub fn carried_by(&self, height: Height) -> Height {
+        Height(height.0.saturating_add(self.lag))
     }
 
     /// Who votes at the next height. `Err` says which height must be executed first (clause 20: nothing later is asked).
@@ -198,8 +228,10 @@ impl Chain {
         Ok(Block { header, batches })
     }
 
-    /// Whether a block may follow; whether its batches are here is the caller's to see, and its time the protocol's.
-    pub fn check(&self, block: &Block) -> Result<(), BlockError> {
+    /// Whether a block may follow, whose batches are all here: `named` has what is asked of each, in their order. Its time is the protocol's
+    /// to see.
+    pub fn check(&self, block: &Block, named: &[Facts]) -> Result<(), BlockError> {
+        assert_eq!(named.len(), block.batches.len(), "all batches are here");
         let (found, expected) = (block.header.height, self.tip.height.next());
         if found != expected {
             return Err(BlockError::Height { found, expected });
@@ -211,6 +243,9 @@ impl Chain {
         batches.sort_unstable();
         if let Some(pair) = batches.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(BlockError::Twice(pair[0]));
+        }
+        for (digest, facts) in block.batches.iter().zip(named) {
+            self.check_batch(digest, facts)?;
         }
         let right = self.make(block.header.author, block.header.time_ms, block.batches.clone())?.header;
         let differs = [
@@ -229,10 +264,19 @@ impl Chain {
     }
 
     /// Whether a batch may be named by the next block.
-    pub fn check_batch(&self, batch: &Batch) -> Result<(), BlockError> {
+    pub fn check_batch(&self, digest: &Hash, facts: &Facts) -> Result<(), BlockError> {
         let next = self.tip.height.next();
         let (from, to) = (next.0, next.0 + self.expiry_heights_max);
-        if (from..=to).contains(&batch.expiry().0) { Ok(()) } else { Err(BlockError::ExpiredBatch(batch.digest())) }
+        if !(from..=to).contains(&facts.expiry.0) {
+            return Err(BlockError::ExpiredBatch(*digest));
+        }
+        if !self.validators()?.contains(&facts.author) {
+            return Err(BlockError::StrangersBatch(*digest));
+        }
+        match self.ordered.contains(&(facts.expiry, *digest)) {
+            true => Err(BlockError::OrderedBefore(*digest)),
+            false => Ok(()),
+        }
     }
 
     /// Whether a transaction may go into a batch now. Its signature is checked elsewhere, many at a time.
@@ -258,11 +302,13 @@ impl Chain {
     ///
     /// # Panics
     /// When it was not [checked](Self::check).
-    pub fn decided(&mut self, block: &Block) {
+    pub fn decided(&mut self, block: &Block, named: &[Facts]) {
         assert_eq!(block.header.height, self.tip.height.next(), "heights follow each other");
         assert_eq!(block.header.parent, self.tip.hash, "blocks follow each other");
         let Header { height, author, time_ms, .. } = block.header;
         self.tip = Tip { height, hash: block.hash(), author, time_ms };
+        self.ordered.extend(block.batches.iter().zip(named).map(|(digest, facts)| (facts.expiry, *digest)));
+        self.ordered = self.ordered.split_off(&(height.next(), Hash([0; 32])));
     }
 
     /// What the application is to execute of the next block to be executed; the batches are those that it names, in their order.
@@ -283,7 +329,7 @@ impl Chain {
             } else {
                 match transaction.kind {
                     Kind::Application => None,
-                    Kind::Opaque => Some(Outcome::Done),
+                    Kind::Opaque => Some(Outcome::DONE),
                     Kind::Validators | Kind::Evidence => Some(system.execute(&self.id, &transaction, height, acts_at)),
                 }
             };

@@ -212,7 +212,7 @@ impl System {
             Kind::Application | Kind::Opaque => unreachable!("the caller gives the ledger's only"),
         };
         match done {
-            Ok(()) => Outcome::Done,
+            Ok(()) => Outcome::DONE,
             Err(code) => Outcome::Failed(code),
         }
     }

@@ -212,13 +212,18 @@ impl TransactionDraft<'_> {
 /// What became of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It was executed.
-    Done,
+    /// It was executed; what the application answers.
+    Done(Answer),
     /// It was tried and changed nothing but its account's nonce and fee.
     Failed(Code),
     /// It was not tried: nothing was consumed, and it may come again.
     Skipped(Code),
 }
+
+/// What a transaction that was executed has to say: 32 bytes whose meaning is its executor's, zeros when there is nothing. A value that was
+/// read, say, by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Answer(pub [u8; 32]);
 
 /// Why not. Numbers below 256 are the ledger's; the application has the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -248,18 +253,38 @@ impl Code {
 }
 
 impl Outcome {
-    /// A leaf of the results' tree: id 32 | 0 done, 1 failed, 2 skipped u8 | code u16.
-    pub fn encode(&self, id: &TransactionId) -> [u8; 35] {
-        let (status, code) = match self {
-            Self::Done => (0, Code(0)),
-            Self::Failed(code) => (1, *code),
-            Self::Skipped(code) => (2, *code),
+    /// Bytes of an [encoding](Self::encode).
+    pub const BYTES: usize = 32 + 1 + 2 + 32;
+
+    /// It was executed, and has nothing to say.
+    pub const DONE: Self = Self::Done(Answer([0; 32]));
+
+    /// A leaf of the results' tree: id 32 | 0 done, 1 failed, 2 skipped u8 | code u16 | answer 32.
+    pub fn encode(&self, id: &TransactionId) -> [u8; Self::BYTES] {
+        let (status, code, answer) = match self {
+            Self::Done(answer) => (0, Code(0), *answer),
+            Self::Failed(code) => (1, *code, Answer::default()),
+            Self::Skipped(code) => (2, *code, Answer::default()),
         };
-        let mut bytes = [0; 35];
+        let mut bytes = [0; Self::BYTES];
         bytes[..32].copy_from_slice(&id.0);
         bytes[32] = status;
-        bytes[33..].copy_from_slice(&code.0.to_le_bytes());
+        bytes[33..35].copy_from_slice(&code.0.to_le_bytes());
+        bytes[35..].copy_from_slice(&answer.0);
         bytes
+    }
+
+    /// Reads one.
+    pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<(TransactionId, Self), DecodeError> {
+        let mut cursor = Cursor::new(bytes);
+        let (id, status) = (TransactionId(cursor.array()?), cursor.u8()?);
+        let (code, answer) = (Code(cursor.u16()?), Answer(cursor.array()?));
+        match status {
+            0 => Ok((id, Self::Done(answer))),
+            1 => Ok((id, Self::Failed(code))),
+            2 => Ok((id, Self::Skipped(code))),
+            _ => Err(DecodeError::Unknown("status of a result")),
+        }
     }
 }
 
@@ -299,7 +324,14 @@ mod tests {
         );
         let opaque = TransactionDraft::encode_opaque(b"abc");
         assert_eq!(opaque, *b"\x03\x03\0\0\0abc");
-        assert_eq!(Outcome::Failed(Code(0x0201)).encode(&TransactionId([9; 32]))[31..], [9, 1, 1, 2]);
+        let failed = Outcome::Failed(Code(0x0201)).encode(&TransactionId([9; 32]));
+        assert_eq!((&failed[31..36], failed.len()), (&[9, 1, 1, 2, 0][..], 67));
+        let done = Outcome::Done(Answer([7; 32])).encode(&TransactionId([9; 32]));
+        assert_eq!(done[31..36], [9, 0, 0, 0, 7]);
+        for bytes in [failed, done] {
+            let (id, outcome) = Outcome::decode(&bytes).unwrap();
+            assert_eq!(outcome.encode(&id), bytes);
+        }
     }
 
     #[test]

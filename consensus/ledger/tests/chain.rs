@@ -5,7 +5,7 @@
 use metanode_crypto::{Identity, hash};
 use metanode_ibft::{ChainId, Commit, Evidence, Height, Payload, Round, Signed, View};
 use metanode_ledger::{
-    Account, Batch, BatchDraft, Block, BlockError, Chain, Code, Executed, Genesis, Kind, Outcome, Transaction,
+    Account, Batch, BatchDraft, Block, BlockError, Chain, Code, Executed, Facts, Genesis, Kind, Outcome, Transaction,
     TransactionDraft, TransactionError,
     system::{PROOF_DOMAIN, Wish, encode_evidence, proof_message},
     tree,
@@ -75,7 +75,7 @@ impl Node {
 
     fn execute(&mut self, block: &Block, batches: &[Batch]) -> Executed {
         let plan = self.chain.plan(block, batches);
-        let outcomes: Vec<Outcome> = plan.transactions.iter().map(|_| Outcome::Done).collect();
+        let outcomes: Vec<Outcome> = plan.transactions.iter().map(|_| Outcome::DONE).collect();
         self.count += outcomes.len() as u64;
         self.chain.executed(plan, outcomes, &hash(&self.count.to_le_bytes()))
     }
@@ -85,8 +85,8 @@ impl Node {
         let batch = self.batch(transactions);
         let author = self.chain.new_height().unwrap().validators.proposer(&self.chain.tip().author, Round::ZERO);
         let block = self.chain.make(author, 2_000, vec![batch.digest()]).unwrap();
-        self.chain.check(&block).unwrap();
-        self.chain.decided(&block);
+        self.chain.check(&block, &[batch.facts()]).unwrap();
+        self.chain.decided(&block, &[batch.facts()]);
         let executed = self.execute(&block, &[batch]);
         (block, executed)
     }
@@ -116,7 +116,7 @@ fn results_are_carried_by_the_header_behind_the_lag() {
     let opaque = TransactionDraft::encode_opaque(b"anything");
     let payment = node.transaction(9, Kind::Application, b"pay");
     let (first, executed) = node.advance(&[opaque, payment]);
-    assert_eq!(outcomes(&executed), [Outcome::Done; 2]);
+    assert_eq!(outcomes(&executed), [Outcome::DONE; 2]);
     let (second, _) = node.advance(&[]);
     let (third, _) = node.advance(&[]);
     assert_eq!((second.header.parent, third.header.height), (first.header.hash(), Height(3)));
@@ -135,11 +135,11 @@ fn a_block_that_says_anything_else_is_refused() {
     let batch = node.batch(&[]);
     let author = identity(2).public();
     let good = node.chain.make(author, 3_000, vec![batch.digest()]).unwrap();
-    node.chain.check(&good).unwrap();
+    node.chain.check(&good, &[batch.facts()]).unwrap();
     let refused = |change: &dyn Fn(&mut Block)| {
         let mut block = good.clone();
         change(&mut block);
-        node.chain.check(&block).unwrap_err()
+        node.chain.check(&block, &vec![batch.facts(); block.batches.len()]).unwrap_err()
     };
     let other = Hash([9; 32]);
     assert_eq!(refused(&|block| block.header.parent = other), BlockError::Differs("parent"));
@@ -169,7 +169,7 @@ fn who_has_not_executed_far_enough_knows_it() {
     let mut open = Vec::new();
     for _ in 0..LAG {
         let block = node.chain.make(identity(1).public(), 2_000, Vec::new()).unwrap();
-        node.chain.decided(&block);
+        node.chain.decided(&block, &[]);
         open.push(block);
     }
     assert_eq!(node.chain.new_height(), Err(BlockError::NotExecuted(Height(1))));
@@ -184,7 +184,7 @@ fn validators_are_voted_in_and_out() {
     let mut node = Node::new();
     let add = node.adding(5);
     let (_, executed) = node.advance(&[node.vote(1, &add), node.vote(2, &add), node.vote(2, &add)]);
-    assert_eq!(outcomes(&executed)[..2], [Outcome::Done; 2]);
+    assert_eq!(outcomes(&executed)[..2], [Outcome::DONE; 2]);
     assert_eq!(outcomes(&executed)[2], Outcome::Skipped(Code::KNOWN), "the same transaction");
     assert_eq!(node.validators().len(), 4);
     let (decisive, _) = node.advance(&[node.vote(3, &add)]);
@@ -224,7 +224,7 @@ fn a_validator_rotates_its_key_alone_and_nobody_elses() {
     ]);
     assert_eq!(
         outcomes(&executed),
-        [Outcome::Failed(Code::NO_PROOF_OF_KEY), Outcome::Failed(Code::NOT_A_VALIDATOR), Outcome::Done]
+        [Outcome::Failed(Code::NO_PROOF_OF_KEY), Outcome::Failed(Code::NOT_A_VALIDATOR), Outcome::DONE]
     );
     (0..LAG).for_each(|_| drop(node.advance(&[])));
     assert!(node.validators().contains(&new.public()) && !node.validators().contains(&identity(2).public()));
@@ -251,7 +251,7 @@ fn votes_that_change_nothing_say_so() {
             Outcome::Failed(Code::NO_CHANGE),
             Outcome::Failed(Code::NO_PROOF_OF_KEY),
             Outcome::Failed(Code::MALFORMED),
-            Outcome::Done,
+            Outcome::DONE,
             Outcome::Failed(Code::MALFORMED),
         ]
     );
@@ -280,7 +280,7 @@ fn evidence_is_recorded_once() {
     assert_eq!(
         outcomes(&executed),
         [
-            Outcome::Done,
+            Outcome::DONE,
             Outcome::Failed(Code::NO_EVIDENCE),
             Outcome::Failed(Code::NO_EVIDENCE),
             Outcome::Failed(Code::KNOWN),
@@ -300,10 +300,19 @@ fn what_has_expired_is_not_executed_and_what_may_enter_is_known() {
     assert_eq!(check(&node, &vote), Err(TransactionError::NotAValidator));
     assert_eq!(check(&node, &TransactionDraft::encode_opaque(b"x")), Ok(()));
     let batch = node.batch(&[]);
-    assert_eq!(node.chain.check_batch(&batch), Ok(()));
+    let check_batch = |node: &Node, batch: &Batch| node.chain.check_batch(&batch.digest(), &batch.facts());
+    assert_eq!(check_batch(&node, &batch), Ok(()));
     (0..51).for_each(|_| drop(node.advance(&[])));
     assert_eq!(check(&node, &early), Err(TransactionError::Expired(Height(51))));
-    assert_eq!(node.chain.check_batch(&batch), Err(BlockError::ExpiredBatch(batch.digest())));
+    assert_eq!(check_batch(&node, &batch), Err(BlockError::ExpiredBatch(batch.digest())));
+    let fresh = node.batch(&[]);
+    let strange = Facts { author: identity(9).public(), ..fresh.facts() };
+    let refused = node.chain.check_batch(&fresh.digest(), &strange);
+    assert_eq!(refused, Err(BlockError::StrangersBatch(fresh.digest())));
+    let block = node.chain.make(identity(1).public(), 9_000, vec![fresh.digest()]).unwrap();
+    node.chain.decided(&block, &[fresh.facts()]);
+    assert_eq!(check_batch(&node, &fresh), Err(BlockError::OrderedBefore(fresh.digest())));
+    node.execute(&block, &[fresh]);
     let (_, executed) = node.advance(&[early]);
     assert_eq!(outcomes(&executed), [Outcome::Skipped(Code::EXPIRED)]);
     let mut late = TransactionDraft {
@@ -334,9 +343,9 @@ fn a_node_that_executes_later_comes_to_the_same() {
         let transactions = vec![payment, node.vote(by, &add), node.transaction(9, Kind::Application, &[number])];
         let batch = node.batch(&transactions);
         let block = node.chain.make(identity(by).public(), 2_000, vec![batch.digest()]).unwrap();
-        other.chain.check(&block).unwrap();
-        node.chain.decided(&block);
-        other.chain.decided(&block);
+        other.chain.check(&block, &[batch.facts()]).unwrap();
+        node.chain.decided(&block, &[batch.facts()]);
+        other.chain.decided(&block, &[batch.facts()]);
         node.execute(&block, std::slice::from_ref(&batch));
         waiting.push((block, batch));
         if waiting.len() as u64 == LAG {

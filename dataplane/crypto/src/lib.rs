@@ -34,6 +34,11 @@ pub fn hash(bytes: &[u8]) -> Hash {
     Hash(*blake3::hash(bytes).as_bytes())
 }
 
+/// The BLAKE3 hash of `bytes` under a key.
+pub fn keyed(key: &[u8; 32], bytes: &[u8]) -> Hash {
+    Hash(*blake3::keyed_hash(key, bytes).as_bytes())
+}
+
 /// 32 bytes of BLAKE3 in key-derivation mode: a hash of `bytes` that no other purpose (`context`) shares.
 pub fn derive(context: &str, bytes: &[u8]) -> [u8; 32] {
     blake3::derive_key(context, bytes)
