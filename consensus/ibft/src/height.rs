@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use metanode_types::{Hash, NodeKey};
+use metanode_types::{
+    Hash, NodeKey,
+    sabotage::{self, Sabotage},
+};
 
 use crate::{
     evidence::Evidence,
@@ -45,6 +48,7 @@ struct Said {
     proposal: bool,
     prepare: Option<Hash>,
     commit: Option<Hash>,
+    round_change: bool,
     /// A block was asked for.
     asked: bool,
 }
@@ -112,7 +116,8 @@ impl<B: Block> AtHeight<B> {
     }
 
     fn checks<'c>(&'c self, step: &'c Step<'_, B>) -> Checks<'c> {
-        Checks { chain: &step.parameters.chain, validators: &self.at.validators, verifier: step.verifier }
+        let Parameters { chain, me, .. } = step.parameters;
+        Checks { me: *me, chain, validators: &self.at.validators, verifier: step.verifier }
     }
 
     fn proposer(&self, round: Round) -> NodeKey {
@@ -296,7 +301,13 @@ impl<B: Block> AtHeight<B> {
             }
             Timer::Resend(view) if view == self.view() => {
                 self.resend(step, None);
-                self.arm_resend(step);
+                let me = step.parameters.me;
+                let said = me.and_then(|me| self.round_changes.get(&me)).map(|said| said.signed.payload.view);
+                // With a lock of this round it would claim another thing than it did, and nobody needs to come along any more.
+                match said == Some(view) || self.locked_here() {
+                    true => self.arm_resend(step),
+                    false => self.ask(step), // the signer has failed, or erred: what it has signed did not hold
+                }
             }
             _ => return false,
         }
@@ -331,6 +342,10 @@ impl<B: Block> AtHeight<B> {
         }
     }
 
+    fn locked_here(&self) -> bool {
+        self.lock.as_ref().is_some_and(|lock| lock.view.round == self.round)
+    }
+
     /// Asks for the current round.
     fn ask(&mut self, step: &mut Step<'_, B>) {
         if !self.votes(step) {
@@ -341,6 +356,7 @@ impl<B: Block> AtHeight<B> {
             Some(lock) => (Some((lock.view.round, lock.block.hash())), Some(lock.block.clone()), lock.prepares.clone()),
             None => (None, None, Vec::new()),
         };
+        self.said.round_change = true;
         step.effects.push(Effect::Persist(Record::Round(view)));
         step.effects.push(Effect::Cast(Draft::RoundChange {
             payload: RoundChange { view, prepared },
@@ -384,7 +400,8 @@ impl<B: Block> AtHeight<B> {
         if let Some(round) = self.round_to_join() {
             self.enter(step, round, true);
         }
-        if self.round > Round::ZERO && self.at_least(self.round) >= self.at.validators.quorum() {
+        let shared = self.at_least(self.round) >= self.at.validators.quorum();
+        if self.round > Round::ZERO && (shared || sabotage::is_on(Sabotage::ClockAtOnce)) {
             self.start_timer(step); // clause 16: only now
         }
         self.lead(step);
@@ -512,9 +529,9 @@ impl<B: Block> AtHeight<B> {
     }
 
     /// What [`restore`](Self::restore) needs of what was said here.
-    pub(crate) fn records(&self, me: Option<&NodeKey>) -> Vec<Record<B>> {
+    pub(crate) fn records(&self, me: Option<&NodeKey>) -> Option<Vec<Record<B>>> {
         if let Some(decided) = &self.decided {
-            return vec![Record::Decision(decided.clone())];
+            return Some(vec![Record::Decision(decided.clone())]);
         }
         let prepared = self.said.prepare.and_then(|hash| self.candidates.get(&hash));
         let mut records: Vec<Record<B>> =
@@ -523,16 +540,21 @@ impl<B: Block> AtHeight<B> {
         if self.round > Round::ZERO {
             records.push(Record::Round(self.view()));
         }
-        let Some(me) = me else { return records };
+        let Some(me) = me else { return Some(records) };
         let accepted = self.accepted.as_ref().filter(|accepted| accepted.signed.signer == *me);
+        let asked = self.round_changes.get(me).filter(|asked| asked.signed.payload.view.round == self.round);
+        let Said { proposal, prepare, commit, round_change, .. } = self.said;
         let said = [
-            self.round_changes.get(me).cloned().map(|message| Message::RoundChange(Box::new(message))),
-            accepted.cloned().map(Message::Proposal),
-            self.prepares.by(me, self.round).copied().map(Message::Prepare),
-            self.commits.by(me, self.round).copied().map(Message::Commit),
+            (round_change, asked.cloned().map(|message| Message::RoundChange(Box::new(message)))),
+            (proposal, accepted.cloned().map(Message::Proposal)),
+            (prepare.is_some(), self.prepares.by(me, self.round).copied().map(Message::Prepare)),
+            (commit.is_some(), self.commits.by(me, self.round).copied().map(Message::Commit)),
         ];
-        records.extend(said.into_iter().flatten().map(Record::Cast));
-        records
+        if said.iter().any(|(said, message)| *said && message.is_none()) {
+            return None;
+        }
+        records.extend(said.into_iter().filter_map(|(_, message)| message).map(Record::Cast));
+        Some(records)
     }
 
     /// Takes what was on disk; the caller then gives back the signed messages among it (clause 22).
@@ -565,7 +587,8 @@ impl<B: Block> AtHeight<B> {
             Message::Proposal(_) => self.said.proposal = true,
             Message::Prepare(signed) => self.said.prepare = Some(signed.payload.hash),
             Message::Commit(signed) => self.said.commit = Some(signed.payload.hash),
-            Message::RoundChange(_) | Message::NewBlock(_) => {}
+            Message::RoundChange(_) => self.said.round_change = true,
+            Message::NewBlock(_) => {}
         }
     }
 
@@ -576,7 +599,7 @@ impl<B: Block> AtHeight<B> {
             return;
         }
         self.resend(step, None);
-        let locked_here = self.lock.as_ref().is_some_and(|lock| lock.view.round == self.round);
+        let locked_here = self.locked_here();
         if locked_here || self.said.prepare.is_some() {
             self.start_timer(step); // its proposal had come
         }

@@ -271,10 +271,13 @@ impl<B: Block> Core<B> {
         self.current.as_ref().map(AtHeight::view)
     }
 
-    /// The fewest records from which [`restore`](Self::restore) goes on as this one would: what a log that begins anew begins with. To be asked
-    /// when every message that was [cast](Effect::Cast) has been given back.
-    pub fn records(&self) -> Vec<Record<B>> {
-        self.current.as_ref().map(|current| current.records(self.parameters.me.as_ref())).unwrap_or_default()
+    /// The fewest records from which [`restore`](Self::restore) goes on as this one would: what a log that begins anew begins with. `None` while
+    /// something was [cast](Effect::Cast) that has not come back, or was refused here: only the log has it.
+    pub fn records(&self) -> Option<Vec<Record<B>>> {
+        match &self.current {
+            Some(current) => current.records(self.parameters.me.as_ref()),
+            None => Some(Vec::new()),
+        }
     }
 
     /// Takes an input.

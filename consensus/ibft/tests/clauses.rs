@@ -373,6 +373,14 @@ fn clause_16_the_clock_of_a_later_round_starts_with_a_quorum_or_a_proposal() {
         [Effect::Send { to: None, message: Message::RoundChange(_) }, Effect::SetTimer { .. }]
     ));
     assert_eq!(this.step(Input::Connected(key(3))).len(), 1, "and to who comes back");
+    // One that its signer has spoilt, or not made at all, is made again.
+    let mut spoilt = Validator::new();
+    spoilt.step(Input::Work);
+    spoilt.step(Input::Timeout(Timer::Round(view(0))));
+    assert_eq!(
+        says_round_change(&spoilt.step(Input::Timeout(Timer::Resend(view(1))))).map(|said| said.view),
+        Some(view(1))
+    );
     this.hear(asks(2, 2, None));
     assert!(sets_round_timer(&this.effects, 1), "three want this round or a later one");
     let mut other = Validator::new();
@@ -472,15 +480,16 @@ fn clause_22_a_log_that_begins_anew_says_the_same() {
         sent.collect()
     };
     let (mut this, block) = Validator::prepared_in_round_1();
+    assert_eq!(this.core.records(), None, "its prepare has not come back: only the log has it");
     this.hear(Message::Prepare(prepare(0, 1, &block)));
-    let anew = restored(&this.core.records(), true);
+    let anew = restored(&this.core.records().unwrap(), true);
     assert_eq!(anew.core.view(), Some(view(1)));
     assert_eq!(sends(&anew), [Message::Prepare(prepare(0, 1, &block))]);
 
     this.hear(Message::Prepare(prepare(1, 1, &block)));
     assert!(says_commit(&this.hear(Message::Prepare(prepare(2, 1, &block)))));
     this.hear(Message::Commit(commit(0, 1, &block)));
-    let mut anew = restored(&this.core.records(), true);
+    let mut anew = restored(&this.core.records().unwrap(), true);
     assert_eq!(sends(&anew), [Message::Prepare(prepare(0, 1, &block)), Message::Commit(commit(0, 1, &block))]);
     assert!(!says_commit(&anew.hear(proposal(1, 1, &block, nothing_prepared(1)))));
     let claim = Some((Round(1), block.hash()));
@@ -490,17 +499,17 @@ fn clause_22_a_log_that_begins_anew_says_the_same() {
     this.step(Input::Timeout(Timer::Round(view(1))));
     let own = round_change(0, 2, Some((1, &block)));
     this.hear(Message::RoundChange(Box::new(own.clone())));
-    let anew = restored(&this.core.records(), true);
+    let anew = restored(&this.core.records().unwrap(), true);
     assert_eq!((anew.core.view(), sends(&anew)), (Some(view(2)), vec![Message::RoundChange(Box::new(own))]));
     // Where nothing was said in a round, the round itself is all there is.
     let mut late = Validator::new();
     late.hear(proposal(1, 1, &block, nothing_prepared(1)));
-    assert_eq!(restored(&late.core.records(), true).core.view(), Some(view(1)));
+    assert_eq!(restored(&late.core.records().unwrap(), true).core.view(), Some(view(1)));
 
     for by in [1, 2, 3] {
         this.hear(Message::Commit(commit(by, 1, &block)));
     }
-    assert_eq!(decides(&restored(&this.core.records(), true).effects), Some(Round(1)));
+    assert_eq!(decides(&restored(&this.core.records().unwrap(), true).effects), Some(Round(1)));
 }
 
 #[test]

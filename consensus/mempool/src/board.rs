@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use metanode_ibft::Height;
 use metanode_ledger::{BATCHES_MAX, Batch, Facts};
-use metanode_types::{Hash, NodeKey};
+use metanode_types::{
+    Hash, NodeKey,
+    sabotage::{self, Sabotage},
+};
 
 /// How long a batch is kept for others after it was executed: who is farther behind gets it as a blob of the chain, if that is kept.
 pub const BATCH_RETENTION_HEIGHTS: u64 = 64;
@@ -159,22 +162,20 @@ impl Board {
         }
     }
 
-    /// Drops what nobody needs: what was executed [so long](BATCH_RETENTION_HEIGHTS) ago, and open ones that no block may name any more, which
-    /// are given back apart. Nothing is dropped that a block names and that is not final and executed for that long.
-    pub fn forget(&mut self, executed: Height, next: Height) -> (Vec<Hash>, Vec<Hash>) {
-        let mut done = Vec::new();
+    /// Drops what nobody needs here: what was executed [so long](BATCH_RETENTION_HEIGHTS) ago, which the chain has, and open ones that no
+    /// block may name any more, which are returned: nobody needs them anywhere.
+    pub fn forget(&mut self, executed: Height, next: Height) -> Vec<Hash> {
         while let Some(&(height, digest)) = self.ordered.first() {
             if height.0 + BATCH_RETENTION_HEIGHTS > executed.0 {
                 break;
             }
             self.ordered.pop_first();
             self.batches.remove(&digest);
-            done.push(digest);
         }
         let expired: Vec<(u64, Hash)> = self
             .open
             .iter()
-            .filter(|(_, digest)| self.batches[*digest].expiry < next)
+            .filter(|(_, digest)| self.batches[*digest].expiry < next || sabotage::is_on(Sabotage::DropBatches))
             .map(|(number, digest)| (*number, *digest))
             .collect();
         for (number, digest) in &expired {
@@ -182,7 +183,7 @@ impl Board {
             let entry = self.batches.remove(digest).expect("it is open");
             self.give_back(&entry);
         }
-        (done, expired.into_iter().map(|(_, digest)| digest).collect())
+        expired.into_iter().map(|(_, digest)| digest).collect()
     }
 }
 
@@ -213,10 +214,10 @@ mod tests {
         assert!(board.propose(Height(11)).is_empty());
         board.decided(Height(4), &digests[1..2]);
         assert_eq!(board.propose(Height(5)), [digests[0], digests[2]]);
-        assert_eq!(board.forget(Height(3 + BATCH_RETENTION_HEIGHTS), Height(5)), (vec![], vec![]));
+        assert!(board.forget(Height(3 + BATCH_RETENTION_HEIGHTS), Height(5)).is_empty());
         assert!(board.contains(&digests[1]));
-        let (done, expired) = board.forget(Height(4 + BATCH_RETENTION_HEIGHTS), Height(11));
-        assert_eq!((done, expired), (vec![digests[1]], vec![digests[0], digests[2]]));
+        let expired = board.forget(Height(4 + BATCH_RETENTION_HEIGHTS), Height(11));
+        assert_eq!(expired, [digests[0], digests[2]]);
         assert!(board.batches.is_empty() && board.shares.is_empty() && board.ordered.is_empty());
     }
 

@@ -92,7 +92,7 @@ pub enum Effect {
     },
     /// A validator has signed two things that exclude each other: make a transaction of it.
     Accuse(Evidence),
-    /// These batches are not needed any more.
+    /// No block will ever name these batches.
     Forget(Vec<Hash>),
     /// A message counts for nothing.
     Refused {
@@ -237,8 +237,8 @@ impl Replica {
         &self.board
     }
 
-    /// The fewest records that a sign state needs; see [`Core::records`].
-    pub fn records(&self) -> Vec<Record<Block>> {
+    /// The fewest records that a sign state needs, if they are all there is; see [`Core::records`].
+    pub fn records(&self) -> Option<Vec<Record<Block>>> {
         self.core.records()
     }
 
@@ -340,14 +340,13 @@ impl Replica {
             self.waiting.settle(&taken);
         }
         let next = self.chain.tip().height.next();
-        let (done, expired) = self.board.forget(executed.height, next);
+        let expired = self.board.forget(executed.height, next);
         for taken in expired.iter().filter_map(|digest| self.made.remove(digest)) {
             self.waiting.settle(&taken);
         }
         self.waiting.expire(next);
-        let forgotten = [done, expired].concat();
-        if !forgotten.is_empty() {
-            self.effects.push_back(Effect::Forget(forgotten));
+        if !expired.is_empty() {
+            self.effects.push_back(Effect::Forget(expired));
         }
         self.execute_next();
         self.run(now, VecDeque::new());

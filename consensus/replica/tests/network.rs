@@ -10,6 +10,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     time::Duration,
 };
@@ -18,7 +19,7 @@ use metanode_application::{Application, Operation, Reference};
 use metanode_crypto::{Claim, Identity, hash, verify_all};
 use metanode_ibft::{
     Certificate, ChainId, Commit, Draft, Height, Message, Now, Payload, Prepare, Proposal, ProposalMessage, Record,
-    RoundChangeMessage, Signature, Signed, Timer, Verifier,
+    Round, RoundChangeMessage, Signature, Signed, Timer, Verifier, View,
 };
 use metanode_ledger::{
     Account, Batch, BatchDraft, Block, Chain, Genesis, Kind, Outcome, TRANSACTION_DOMAIN, Transaction,
@@ -27,9 +28,14 @@ use metanode_ledger::{
 };
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_replica::{Config, Effect, Replica};
-use metanode_types::{Hash, NodeKey};
+use metanode_types::{
+    Hash, NodeKey,
+    sabotage::{self, Sabotage},
+};
 
 const CLIENTS: usize = 4;
+/// Of each client.
+const OPERATIONS: u32 = 8;
 const FETCH_TIME: Duration = Duration::from_millis(60);
 const RETRY_TIME: Duration = Duration::from_secs(3);
 
@@ -89,6 +95,36 @@ enum Vice {
     Withholds,
     /// Its batches carry a signature that does not hold.
     Corrupts,
+    /// Says nothing at all.
+    Dead,
+}
+
+/// What goes to disk with one sync (clause 21).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    Proposal,
+    Prepare,
+    Commit,
+    RoundChange,
+    Decision,
+}
+
+fn group_of(record: &Record<Block>) -> Group {
+    match record {
+        Record::Cast(Message::Proposal(_)) => Group::Proposal,
+        Record::Block(_) | Record::Cast(Message::Prepare(_)) => Group::Prepare,
+        Record::Prepared(_) | Record::Cast(Message::Commit(_)) => Group::Commit,
+        Record::Round(_) | Record::Cast(Message::RoundChange(_)) => Group::RoundChange,
+        Record::Decision(_) | Record::Cast(Message::NewBlock(_)) => Group::Decision,
+    }
+}
+
+/// What is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// A sync is left out: what it should have made durable is, with the next one.
+    Sync(Group),
+    Rule(Sabotage),
 }
 
 #[derive(Clone, Copy)]
@@ -96,15 +132,98 @@ struct Weather {
     delay_ms: u64,
     lost_one_in: u64,
     crash_one_in: u64,
+    /// A signer that errs.
+    bad_signature_one_in: u64,
 }
 
-const FINE: Weather = Weather { delay_ms: 1, lost_one_in: 0, crash_one_in: 0 };
+const FINE: Weather = Weather { delay_ms: 1, lost_one_in: 0, crash_one_in: 0, bad_signature_one_in: 0 };
 
 #[derive(Default)]
 struct Disk {
     wal: Vec<Record<Block>>,
     blocks: Vec<(Block, Certificate)>,
     batches: BTreeMap<Hash, Batch>,
+    /// How much of each a crash leaves.
+    wal_synced: usize,
+    blocks_synced: usize,
+}
+
+impl Disk {
+    fn record(&mut self, record: Record<Block>, broken: Option<Broken>) {
+        let synced = broken != Some(Broken::Sync(group_of(&record)));
+        self.wal.push(record);
+        if synced {
+            (self.wal_synced, self.blocks_synced) = (self.wal.len(), self.blocks.len());
+        }
+    }
+
+    fn crash(&mut self) {
+        self.wal.truncate(self.wal_synced);
+        self.blocks.truncate(self.blocks_synced);
+    }
+}
+
+/// What an honest validator has said and heard, whatever its disk has of it: the rules are kept across crashes.
+#[derive(Default)]
+struct Audit {
+    said: BTreeMap<(u8, View), Hash>,
+    asked: BTreeMap<Height, Round>,
+    committed: BTreeMap<Height, Round>,
+    announced: usize,
+    heard: BTreeMap<Height, BTreeMap<NodeKey, Round>>,
+    proposals: BTreeSet<View>,
+}
+
+impl Audit {
+    fn says(&mut self, me: NodeKey, draft: &Draft<Block>) {
+        let (kind, view, choice) = match draft {
+            Draft::Proposal { payload, justification, .. } => {
+                let claims = justification.round_changes.iter().filter_map(|signed| signed.payload.prepared);
+                if let Some((_, highest)) = claims.max_by_key(|(round, _)| *round) {
+                    assert_eq!(payload.hash, highest, "clause 9: the highest lock is proposed again");
+                }
+                (0, payload.view, payload.hash)
+            }
+            Draft::Prepare(payload) => (1, payload.view, payload.hash),
+            Draft::Commit(payload) => {
+                let round = self.committed.entry(payload.view.height).or_insert(payload.view.round);
+                *round = payload.view.round.max(*round);
+                (2, payload.view, payload.hash)
+            }
+            Draft::RoundChange { payload, .. } => {
+                let (height, round) = (payload.view.height, payload.view.round);
+                self.asked.insert(height, round);
+                self.heard.entry(height).or_default().insert(me, round); // from its disk, if it dies before it hears itself
+                let claimed = payload.prepared.map(|(round, _)| round);
+                assert!(claimed >= self.committed.get(&height).copied(), "clause 12: the lock survives");
+                (3, payload.view, payload.prepared.map_or(Hash([0; 32]), |(_, hash)| hash))
+            }
+        };
+        let asked = self.asked.get(&view.height).copied().unwrap_or(Round::ZERO);
+        assert!(view.round >= asked, "clause 8: nothing below the round that it has asked for");
+        let before = *self.said.entry((kind, view)).or_insert(choice);
+        assert_eq!(before, choice, "clause 8: one thing in a round, kind {kind} at {view:?}");
+    }
+
+    fn hears(&mut self, message: &Message<Block>) {
+        match message {
+            Message::RoundChange(message) => {
+                let view = message.signed.payload.view;
+                let heard =
+                    self.heard.entry(view.height).or_default().entry(message.signed.signer).or_insert(view.round);
+                *heard = view.round.max(*heard);
+            }
+            Message::Proposal(message) => _ = self.proposals.insert(message.signed.payload.view),
+            _ => {}
+        }
+    }
+
+    fn starts_clock(&self, view: View, quorum: usize) {
+        let heard = self.heard.get(&view.height);
+        let shared = heard.map_or(0, |heard| heard.values().filter(|round| **round >= view.round).count());
+        let started = view.round == Round::ZERO || shared >= quorum || self.proposals.contains(&view);
+        assert!(started, "clause 16: the clock of a later round starts with a quorum, or its proposal");
+    }
 }
 
 struct Node {
@@ -113,6 +232,7 @@ struct Node {
     replica: Option<Replica>,
     app: Reference,
     disk: Disk,
+    audit: Audit,
     timers: BTreeMap<u8, Timer>,
     /// What became of transactions, by whoever asks here.
     results: BTreeMap<TransactionId, Outcome>,
@@ -171,12 +291,12 @@ struct Network {
     weather: Weather,
     genesis: Genesis,
     chain: ChainId,
-    guilty: bool,
+    broken: Option<Broken>,
     trace: DefaultHasher,
 }
 
 impl Network {
-    fn new(count: usize, seed: u64, weather: Weather, vices: &[(usize, Vice)], operations: u32) -> Self {
+    fn new(count: usize, seed: u64, weather: Weather, vices: &[(usize, Vice)], broken: Option<Broken>) -> Self {
         let genesis = genesis(count);
         let mut this = Self {
             verifier: Rc::default(),
@@ -189,7 +309,7 @@ impl Network {
             weather,
             chain: genesis.chain(),
             genesis,
-            guilty: false,
+            broken,
             trace: DefaultHasher::new(),
         };
         for index in 0..count {
@@ -199,6 +319,7 @@ impl Network {
                 replica: None,
                 app: Reference::new(&this.genesis),
                 disk: Disk::default(),
+                audit: Audit::default(),
                 timers: BTreeMap::new(),
                 results: BTreeMap::new(),
                 life: 0,
@@ -206,10 +327,10 @@ impl Network {
         }
         for index in 0..CLIENTS {
             let identity = client(index);
-            this.clients.push(Client { identity, nonce: 0, sent: None, told: Vec::new(), left: operations });
+            this.clients.push(Client { identity, nonce: 0, sent: None, told: Vec::new(), left: OPERATIONS });
             this.at(Duration::from_millis(5 * index as u64), Event::Client(index));
         }
-        (0..count).for_each(|index| this.start(index));
+        this.start_all();
         this
     }
 
@@ -232,6 +353,7 @@ impl Network {
         let node = &mut self.nodes[index];
         node.life += 1;
         node.timers.clear();
+        assert!(node.disk.blocks.len() >= node.audit.announced, "clause 21: a decision that was announced is on disk");
         node.app = Reference::new(&self.genesis);
         let mut chain = Chain::new(&self.genesis, &node.app.executed().1);
         for (block, _) in &node.disk.blocks {
@@ -274,6 +396,7 @@ impl Network {
         while let Some(effect) = self.nodes[index].replica.as_mut().and_then(Replica::poll) {
             if self.random.one_in(self.weather.crash_one_in) && self.nodes[index].vice.is_none() {
                 self.nodes[index].replica = None; // and with it all that it was about to do
+                self.nodes[index].disk.crash();
                 let pause = Duration::from_millis(1 + self.random.below(400));
                 return self.at(pause, Event::Restart(index));
             }
@@ -283,26 +406,32 @@ impl Network {
     }
 
     fn shorten_log(&mut self, index: usize) {
-        let me = self.nodes[index].identity.public();
-        let own = |event: &Event| matches!(event, Event::Deliver(to, message) if *to == index && message.signer() == Some(me));
-        if self.random.one_in(50) && !self.events.values().any(own) {
-            let node = &mut self.nodes[index];
-            if let Some(replica) = &node.replica {
-                node.disk.wal = replica.records();
-            }
+        let node = &mut self.nodes[index];
+        if let Some(records) = node.replica.as_ref().and_then(Replica::records).filter(|_| self.random.one_in(30)) {
+            node.disk.wal = records;
+            node.disk.wal_synced = node.disk.wal.len();
         }
     }
 
     fn effect(&mut self, index: usize, effect: Effect) {
         let count = self.nodes.len();
         match effect {
-            Effect::Persist(record) => self.nodes[index].disk.wal.push(record),
+            Effect::Persist(record) => {
+                let broken = self.broken;
+                self.nodes[index].disk.record(record, broken);
+            }
             Effect::Cast(draft) if self.nodes[index].vice == Some(Vice::Equivocates) => {
                 self.say_two_things(index, draft);
             }
             Effect::Cast(draft) => {
-                let message = sign_draft(&self.chain, &self.nodes[index].identity, draft);
-                self.nodes[index].disk.wal.push(Record::Cast(message.clone()));
+                let me = self.nodes[index].identity.public();
+                self.nodes[index].audit.says(me, &draft);
+                let mut message = sign_draft(&self.chain, &self.nodes[index].identity, draft);
+                if self.random.one_in(self.weather.bad_signature_one_in) {
+                    spoil(&mut message);
+                }
+                let broken = self.broken;
+                self.nodes[index].disk.record(Record::Cast(message.clone()), broken);
                 (0..count).for_each(|to| self.send(index, to, &message));
             }
             Effect::Send { to: Some(to), message } => {
@@ -314,7 +443,12 @@ impl Network {
             }
             Effect::SetTimer { timer, after } => {
                 let kind = match timer {
-                    Timer::Round(_) => 0,
+                    Timer::Round(view) => {
+                        if self.nodes[index].vice.is_none() {
+                            self.nodes[index].audit.starts_clock(view, (2 * count).div_ceil(3));
+                        }
+                        0
+                    }
                     Timer::Resend(_) => 1,
                     Timer::Empty(_) => 2,
                 };
@@ -330,6 +464,9 @@ impl Network {
                 let node = &mut self.nodes[index];
                 assert_eq!(block.header.height.0, node.disk.blocks.len() as u64 + 1);
                 node.disk.blocks.push((block, certificate));
+                if self.broken != Some(Broken::Sync(Group::Decision)) {
+                    node.disk.blocks_synced = node.disk.blocks.len();
+                }
             }
             Effect::Execute(block) => {
                 let life = self.nodes[index].life;
@@ -345,7 +482,6 @@ impl Network {
                 self.at(Duration::from_millis(1), Event::CatchUp { from, to: index, height });
             }
             Effect::Accuse(evidence) => {
-                self.guilty = true;
                 let identity = self.nodes[index].identity.clone();
                 let Some(next) = self.nodes[index].replica.as_ref().map(|replica| replica.chain().tip().height.next())
                 else {
@@ -367,7 +503,11 @@ impl Network {
                     _ = replica.submit(now, key, &Transaction::decode(&bytes).unwrap(), 0);
                 }
             }
-            Effect::Forget(_) | Effect::Refused { .. } => {}
+            Effect::Forget(digests) => {
+                let batches = &mut self.nodes[index].disk.batches;
+                digests.iter().for_each(|digest| _ = batches.remove(digest));
+            }
+            Effect::Refused { .. } => {}
             Effect::Halt(certificate) => panic!("{certificate:?}"),
         }
     }
@@ -465,6 +605,7 @@ impl Network {
         let (outcomes, root) = node.app.execute(plan.height, plan.time_ms, &plan.transactions);
         let executed = replica.executed(now, plan, outcomes, &root);
         remember(&mut node.results, &executed.outcomes);
+        node.audit.announced = node.audit.announced.max(block.header.height.0 as usize);
         self.perform(index);
     }
 
@@ -560,6 +701,9 @@ impl Network {
         match event {
             Event::Deliver(to, message) => {
                 message.hash(&mut self.trace);
+                if self.nodes[to].replica.is_some() {
+                    self.nodes[to].audit.hears(&message);
+                }
                 self.with(to, |replica, now| replica.message(now, message));
             }
             Event::Batch(to, batch) => self.batch(to, &batch),
@@ -622,7 +766,7 @@ impl Network {
 
     fn start_all(&mut self) {
         for index in 0..self.nodes.len() {
-            if self.nodes[index].replica.is_none() {
+            if self.nodes[index].replica.is_none() && self.nodes[index].vice != Some(Vice::Dead) {
                 self.events.retain(|_, event| !matches!(event, Event::Restart(at) if *at == index));
                 self.start(index);
             }
@@ -703,26 +847,43 @@ fn sign_draft(chain: &ChainId, by: &Identity, draft: Draft<Block>) -> Message<Bl
     }
 }
 
-fn seeds(usual: u64) -> u64 {
-    std::env::var("REPLICA_SEEDS").map_or(usual, |seeds| seeds.parse().unwrap())
+/// Its own signature does not hold.
+fn spoil(message: &mut Message<Block>) {
+    match message {
+        Message::Proposal(message) => message.signed.signature[0] ^= 1,
+        Message::Prepare(signed) => signed.signature[0] ^= 1,
+        Message::Commit(signed) => signed.signature[0] ^= 1,
+        Message::RoundChange(message) => message.signed.signature[0] ^= 1,
+        Message::NewBlock(_) => {}
+    }
+}
+
+/// From the environment.
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
 }
 
 /// A seed: bad weather first, then fine, in which everything must come to its end.
-fn run(seed: u64) -> u64 {
+fn run(seed: u64, broken: Option<Broken>) -> u64 {
+    sabotage::set(match broken {
+        Some(Broken::Rule(rule)) => Some(rule),
+        _ => None,
+    });
     let count = [4, 4, 7][seed as usize % 3];
     let faults = (count - 1) / 3;
     let mut random = Random(seed ^ 0x7669_6365);
-    let vices = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts];
+    let vices = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts, Vice::Dead];
     let bad: Vec<(usize, Vice)> = (0..faults)
         .filter(|_| !seed.is_multiple_of(4))
-        .map(|at| ((at + random.below(count as u64) as usize) % count, vices[random.below(3) as usize]))
+        .map(|at| ((at + random.below(count as u64) as usize) % count, vices[random.below(4) as usize]))
         .collect();
     let weather = Weather {
         delay_ms: 1 + seed % 60,
-        lost_one_in: if seed.is_multiple_of(3) { 15 } else { 0 },
-        crash_one_in: if seed.is_multiple_of(2) && bad.is_empty() { 600 } else { 0 },
+        lost_one_in: [15, 0, 0, 3, 0, 6][seed as usize % 6],
+        crash_one_in: if seed.is_multiple_of(2) { 300 } else { 0 },
+        bad_signature_one_in: if seed % 5 == 1 { 20 } else { 0 },
     };
-    let mut network = Network::new(count, seed, weather, &bad, 8);
+    let mut network = Network::new(count, seed, weather, &bad, broken);
     network.run(20, Duration::from_secs(20));
     network.weather = FINE;
     network.start_all();
@@ -748,18 +909,35 @@ fn run(seed: u64) -> u64 {
 
 #[test]
 fn seeds_come_to_an_end_with_one_chain_and_nothing_lost() {
-    let count = seeds(40);
+    let (first, count) = (number("REPLICA_SEED", 0), number("REPLICA_SEEDS", 40));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            scope.spawn(move || (thread as u64..count).step_by(threads).for_each(|seed| _ = run(seed)));
-        }
+    let work = |thread: usize| {
+        (first + thread as u64..first + count)
+            .step_by(threads)
+            .find(|seed| catch_unwind(AssertUnwindSafe(|| run(*seed, None))).is_err())
+    };
+    let failed: Vec<u64> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        running.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
     });
+    assert!(failed.is_empty(), "failed: {failed:?}; REPLICA_SEED=N REPLICA_SEEDS=1 runs one");
 }
 
 #[test]
 fn a_seed_repeats() {
     for seed in [0, 1, 2, 3] {
-        assert_eq!(run(seed), run(seed));
+        assert_eq!(run(seed, None), run(seed, None));
+    }
+}
+
+/// A simulation that finds nothing proves little until it is shown to find something.
+#[test]
+fn each_broken_rule_is_found_within_500_seeds() {
+    let groups = [Group::Proposal, Group::Prepare, Group::Commit, Group::RoundChange, Group::Decision];
+    let broken = groups.map(Broken::Sync).into_iter().chain(Sabotage::CONSENSUS.map(Broken::Rule));
+    for broken in broken {
+        let found = (0..500).find(|seed| catch_unwind(AssertUnwindSafe(|| run(*seed, Some(broken)))).is_err());
+        sabotage::set(None);
+        println!("{broken:?}: seed {}", found.unwrap_or_else(|| panic!("{broken:?} was not found")));
     }
 }

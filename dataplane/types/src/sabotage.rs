@@ -23,11 +23,19 @@ pub enum Sabotage {
     TornTailIsRot,
     /// Compaction drops tombstones whatever older segments hold.
     DropTombstones,
+    /// The clock of a later round starts with it, whoever else is there.
+    ClockAtOnce,
+    /// Of the locks in a round change the lowest is proposed again.
+    LowestLock,
+    /// A validator believes messages that name it as their signer.
+    TrustOwnMessages,
+    /// A batch that no block names is dropped before its time is over.
+    DropBatches,
 }
 
 impl Sabotage {
-    /// Every one.
-    pub const ALL: [Self; 8] = [
+    /// Those of the store.
+    pub const STORE: [Self; 8] = [
         Self::SkipSync,
         Self::AnswerBeforeCommit,
         Self::RecycleWithoutGeneration,
@@ -37,6 +45,9 @@ impl Sabotage {
         Self::TornTailIsRot,
         Self::DropTombstones,
     ];
+
+    /// Those of consensus.
+    pub const CONSENSUS: [Self; 4] = [Self::ClockAtOnce, Self::LowestLock, Self::TrustOwnMessages, Self::DropBatches];
 }
 
 #[cfg(feature = "sabotage")]

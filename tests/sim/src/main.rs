@@ -41,8 +41,8 @@ struct Options {
 }
 
 fn parse_sabotage(name: &str) -> Result<Sabotage, String> {
-    let all = Sabotage::ALL.map(|sabotage| format!("{sabotage:?}"));
-    let found = Sabotage::ALL.into_iter().find(|sabotage| format!("{sabotage:?}").eq_ignore_ascii_case(name));
+    let all = Sabotage::STORE.map(|sabotage| format!("{sabotage:?}"));
+    let found = Sabotage::STORE.into_iter().find(|sabotage| format!("{sabotage:?}").eq_ignore_ascii_case(name));
     found.ok_or_else(|| format!("one of {}", all.join(", ")))
 }
 

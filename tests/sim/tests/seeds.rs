@@ -73,7 +73,7 @@ fn a_seed_repeats_bit_for_bit() {
 
 #[test]
 fn each_broken_rule_is_found() {
-    for broken in Sabotage::ALL {
+    for broken in Sabotage::STORE {
         let found = first_failure(SEEDS, Some(broken), run);
         assert!(found.is_some(), "{broken:?} was not found within {SEEDS} seeds");
         eprintln!("{broken:?}: seed {}: {}", found.as_ref().unwrap().seed, found.as_ref().unwrap().violations[0]);

@@ -121,7 +121,8 @@ fn copy() -> Result<PathBuf> {
 fn passes(tree: &Path, package: &str) -> Result<bool> {
     let in_tree = |arguments: &[&str]| {
         let mut command = cargo(arguments);
-        command.current_dir(tree).env("CARGO_TARGET_DIR", target()?).stdin(Stdio::null());
+        // A folder of its own: cargo takes two copies of a workspace for one.
+        command.current_dir(tree).env("CARGO_TARGET_DIR", target()?.join("mutants-target")).stdin(Stdio::null());
         Ok::<_, anyhow::Error>(command)
     };
     let build =
