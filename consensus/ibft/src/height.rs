@@ -10,6 +10,8 @@ use metanode_types::{
     sabotage::{self, Sabotage},
 };
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use crate::{
     evidence::Evidence,
     justify::{Checks, Refusal, highest_prepared},
@@ -25,7 +27,7 @@ use crate::{
 pub(crate) const ROUNDS_AHEAD: u32 = 8;
 
 /// A quorum of prepares of one round, and the block: the lock (clauses 10 and 12).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Prepared<B> {
     /// Height and round.
     pub view: View,

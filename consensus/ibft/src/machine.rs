@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use metanode_types::{Hash, NodeKey};
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use crate::{
     evidence::Evidence,
     future::Future,
@@ -129,7 +131,7 @@ pub enum Draft<B> {
 }
 
 /// What must survive a crash (clause 21).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub enum Record<B> {
     /// This round has begun.
     Round(View),

@@ -10,13 +10,14 @@
 //! message and never in the block (clause 6).
 
 use metanode_types::{Hash, NodeKey};
+use rkyv::{Archive, Deserialize, Serialize};
 
 /// Which chain: the BLAKE3 of its genesis. It is in everything that is signed (clause 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChainId(pub [u8; 32]);
 
 /// Number of a block; the genesis has 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub struct Height(pub u64);
 
 impl Height {
@@ -27,7 +28,7 @@ impl Height {
 }
 
 /// Number of an attempt to agree on the block of a height, from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub struct Round(pub u32);
 
 impl Round {
@@ -41,7 +42,7 @@ impl Round {
 }
 
 /// A round of a height.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub struct View {
     /// Height.
     pub height: Height,
@@ -79,7 +80,7 @@ pub trait Payload: Clone + PartialEq {
 macro_rules! vote {
     ($(#[$doc:meta])* $name:ident, $domain:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
         pub struct $name {
             /// Where.
             pub view: View,
@@ -119,7 +120,7 @@ vote! {
 }
 
 /// "Let us try `view.round`; this is what I hold to."
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct RoundChange {
     /// The round to go to.
     pub view: View,
@@ -151,7 +152,7 @@ impl Payload for RoundChange {
 }
 
 /// A payload, and who says to have signed it: [`verify`](Self::verify) before it counts for anything (clause 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Signed<P> {
     /// What.
     pub payload: P,
@@ -174,7 +175,8 @@ pub trait Verifier {
     fn verify(&self, signer: &NodeKey, domain: &str, message: &[u8], signature: &Signature) -> bool;
 }
 
-/// What is agreed on. Its hash covers neither round nor seals (clause 6).
+/// What is agreed on. Its hash covers neither round nor seals (clause 6), and names it: two blocks of one hash are equal, which whoever makes
+/// one from bytes sees to.
 pub trait Block: Clone + PartialEq + std::fmt::Debug {
     /// Its identity.
     fn hash(&self) -> Hash;
@@ -191,7 +193,7 @@ pub trait Block: Clone + PartialEq + std::fmt::Debug {
 }
 
 /// Why a proposal of a round above 0 may be made (clause 9).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Archive, Serialize, Deserialize)]
 pub struct Justification {
     /// A quorum that wants this round.
     pub round_changes: Vec<Signed<RoundChange>>,
@@ -200,7 +202,7 @@ pub struct Justification {
 }
 
 /// A proposal with its block.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct ProposalMessage<B> {
     /// By the round's proposer.
     pub signed: Signed<Proposal>,
@@ -211,7 +213,7 @@ pub struct ProposalMessage<B> {
 }
 
 /// A round change with the proof of what it claims.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct RoundChangeMessage<B> {
     /// By any validator.
     pub signed: Signed<RoundChange>,
@@ -222,7 +224,7 @@ pub struct RoundChangeMessage<B> {
 }
 
 /// A quorum of commits of one round: proof that a block is final.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Certificate {
     /// Height and round.
     pub view: View,
@@ -233,7 +235,7 @@ pub struct Certificate {
 }
 
 /// What travels between validators.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub enum Message<B> {
     /// See there.
     Proposal(Box<ProposalMessage<B>>),

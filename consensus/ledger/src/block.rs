@@ -5,6 +5,8 @@ use metanode_ibft::{self as ibft, Certificate, Commit, Height, Round, Signed, VA
 use metanode_types::{Hash, NodeKey};
 use metanode_wire::cursor::Cursor;
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use crate::{DecodeError, tree};
 
 /// Batches that one block may name: 16 MiB of transactions. More would not be executed in the time of a round.
@@ -19,7 +21,7 @@ const VERSION: u32 = 1;
 /// version 1 u32 | height u64 | time u64 | parent 32 | author 32 | batches root 32 | application hash 32 | results root 32 |
 /// validators hash 32 | next validators hash 32
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Header {
     /// Its place.
     pub height: Height,
@@ -91,7 +93,7 @@ impl Header {
 /// ```text
 /// header | count u32 | digests 32 each
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Block {
     /// What is agreed on.
     pub header: Header,
@@ -100,6 +102,16 @@ pub struct Block {
 }
 
 impl Block {
+    /// The root over its batches, which its header has.
+    pub fn batches_root(&self) -> Hash {
+        batches_root(&self.batches)
+    }
+
+    /// Whether its batches are those of its header. Who makes a block from bytes sees to it: its hash names the header alone.
+    pub fn is_whole(&self) -> bool {
+        self.header.batches_root == self.batches_root()
+    }
+
     /// Its encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.header.encode();
@@ -119,7 +131,7 @@ impl Block {
         let batches = (0..count).map(|_| cursor.array().map(Hash)).collect::<Result<Vec<_>, _>>()?;
         end(&cursor)?;
         let block = Self { header, batches };
-        if block.header.batches_root != batches_root(&block.batches) {
+        if !block.is_whole() {
             return Err(DecodeError::Unknown("batches: they are not those of the header"));
         }
         Ok(block)

@@ -16,6 +16,7 @@ use std::{
 };
 
 use metanode_application::{Application, Operation, Reference};
+use metanode_codec::{decode_message, encode_message};
 use metanode_crypto::{Claim, Identity, hash, verify_all};
 use metanode_ibft::{
     Certificate, ChainId, Commit, Draft, Height, Message, Now, Payload, Prepare, Proposal, ProposalMessage, Record,
@@ -95,6 +96,8 @@ enum Vice {
     Withholds,
     /// Its batches carry a signature that does not hold.
     Corrupts,
+    /// Its blocks have the right header and wrong batches.
+    Garbles,
     /// Says nothing at all.
     Dead,
 }
@@ -522,7 +525,14 @@ impl Network {
         }
         if !self.random.one_in(self.weather.lost_one_in) {
             let delay = self.delay();
-            self.at(delay, Event::Deliver(to, message.clone()));
+            let mut message = message.clone();
+            if self.nodes[from].vice == Some(Vice::Garbles) {
+                garble(&mut message);
+            }
+            // Through the door that all bytes from others come through.
+            if let Ok(message) = decode_message(&encode_message(&message)) {
+                self.at(delay, Event::Deliver(to, message));
+            }
         }
     }
 
@@ -858,6 +868,19 @@ fn spoil(message: &mut Message<Block>) {
     }
 }
 
+/// The header stays, and with it the block's hash and what was signed.
+fn garble(message: &mut Message<Block>) {
+    let block = match message {
+        Message::Proposal(message) => Some(&mut message.block),
+        Message::RoundChange(message) => message.block.as_mut(),
+        Message::NewBlock(decided) => Some(&mut decided.0),
+        Message::Prepare(_) | Message::Commit(_) => None,
+    };
+    if let Some(block) = block {
+        block.batches.push(Hash([3; 32]));
+    }
+}
+
 /// From the environment.
 fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap())
@@ -872,10 +895,10 @@ fn run(seed: u64, broken: Option<Broken>) -> u64 {
     let count = [4, 4, 7][seed as usize % 3];
     let faults = (count - 1) / 3;
     let mut random = Random(seed ^ 0x7669_6365);
-    let vices = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts, Vice::Dead];
+    let vices = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts, Vice::Garbles, Vice::Dead];
     let bad: Vec<(usize, Vice)> = (0..faults)
         .filter(|_| !seed.is_multiple_of(4))
-        .map(|at| ((at + random.below(count as u64) as usize) % count, vices[random.below(4) as usize]))
+        .map(|at| ((at + random.below(count as u64) as usize) % count, vices[random.below(5) as usize]))
         .collect();
     let weather = Weather {
         delay_ms: 1 + seed % 60,

@@ -1,11 +1,12 @@
 use std::{fmt, str::FromStr};
 
 use data_encoding::HEXLOWER_PERMISSIVE;
+use rkyv::{Archive, Deserialize, Serialize};
 
 /// A BLAKE3 hash, 32 bytes: the address of a blob, or the name of a chunk.
 ///
 /// Its text form is 64 lower-case hexadecimal digits; parsing also takes upper case.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {

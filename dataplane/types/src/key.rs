@@ -1,12 +1,13 @@
 use std::{fmt, str::FromStr};
 
 use data_encoding::HEXLOWER_PERMISSIVE;
+use rkyv::{Archive, Deserialize, Serialize};
 
 /// An Ed25519 public key: who a node or an operator is.
 ///
 /// Text form: `ed25519:` and 64 hexadecimal digits. Holding a `NodeKey` says nothing about the key being a valid curve point;
 /// `metanode-crypto` decides that when a signature is checked.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub struct NodeKey(pub [u8; 32]);
 
 const PREFIX: &str = "ed25519:";
