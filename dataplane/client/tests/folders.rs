@@ -130,6 +130,29 @@ async fn nothing_appears_when_a_file_can_not_be_fetched() {
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1, "neither the target nor a temporary name");
 }
 
+/// Files that have arrived may still be written when another one fails; what writes them must not outlive the folder.
+#[tokio::test]
+async fn nothing_appears_either_while_others_are_written() {
+    let here = tempfile::tempdir().unwrap();
+    let (source, target) = (here.path().join("source"), here.path().join("target"));
+    fs::create_dir(&source).unwrap();
+    for number in 0..300u32 {
+        fs::write(source.join(format!("{number:03}")), number.to_le_bytes().repeat(2_000)).unwrap();
+    }
+    let node = FakeNode::start(Fault::None);
+    let client = node.client().await;
+    let stored = put(&client, &source).await;
+    let manifest = folder::get_manifest(&client, stored.hash).await.unwrap();
+    for missing in [40u32, 80, 120, 160, 200, 240, 280, 299] {
+        let bytes = missing.to_le_bytes().repeat(2_000);
+        node.state.blobs.lock().unwrap().remove(&metanode_crypto::hash(&bytes));
+        get(&client, &manifest, &target, GET).await.unwrap_err();
+        let names: Vec<_> = fs::read_dir(here.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["source"], "{missing}");
+        node.hold(bytes);
+    }
+}
+
 #[tokio::test]
 async fn a_manifest_that_lies_about_a_size_is_caught() {
     let here = tempfile::tempdir().unwrap();

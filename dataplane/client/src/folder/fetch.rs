@@ -110,10 +110,31 @@ async fn get_files(
     file_io: FileIo,
     progress: &Progress,
 ) -> Result<(), ClientError> {
+    let (mut gets, mut writes) = (JoinSet::new(), JoinSet::new());
+    let got = begin_files(client, manifest, root, file_io, progress, &mut gets, &mut writes).await;
+    if got.is_err() {
+        // The folder is removed now: nothing may go on that makes a file in it.
+        gets.shutdown().await;
+        while writes.join_next().await.is_some() {}
+    }
+    got
+}
+
+type Gets = JoinSet<Result<Option<Arrived>, ClientError>>;
+type Writes = JoinSet<Result<(), ClientError>>;
+
+/// Fetches and writes all files. On an error some of both may still be under way.
+async fn begin_files(
+    client: &Client,
+    manifest: &Manifest,
+    root: &Path,
+    file_io: FileIo,
+    progress: &Progress,
+    gets: &mut Gets,
+    writes: &mut Writes,
+) -> Result<(), ClientError> {
     let small_bytes_max = u64::from(client.whole_bytes_max());
     let large = Arc::new(Semaphore::new(LARGE_FILES_MAX));
-    let mut gets: JoinSet<Result<Option<Arrived>, ClientError>> = JoinSet::new(); // ended on the first error
-    let mut writes: JoinSet<Result<(), ClientError>> = JoinSet::new();
     let mut batch: Vec<Arrived> = Vec::with_capacity(BATCH_FILES);
     let mut batch_bytes = 0;
     let mut on_the_way_bytes = 0; // of small files
@@ -147,18 +168,18 @@ async fn get_files(
             while writes.len() >= BATCHES_MAX {
                 writes.join_next().await.map(joined).transpose()?;
             }
-            write_batch(&mut writes, &mut batch, progress);
+            write_batch(writes, &mut batch, progress);
             batch_bytes = 0;
         }
     }
-    write_batch(&mut writes, &mut batch, progress);
+    write_batch(writes, &mut batch, progress);
     while let Some(written) = writes.join_next().await {
         joined(written)?;
     }
     Ok(())
 }
 
-fn write_batch(writes: &mut JoinSet<Result<(), ClientError>>, batch: &mut Vec<Arrived>, progress: &Progress) {
+fn write_batch(writes: &mut Writes, batch: &mut Vec<Arrived>, progress: &Progress) {
     let batch = std::mem::take(batch);
     let progress = progress.clone();
     writes.spawn_blocking(move || {
