@@ -13,6 +13,7 @@
 mod archives;
 mod checkpoints;
 mod config;
+mod consensus;
 mod frames;
 mod manifests;
 mod maps;
@@ -28,6 +29,7 @@ mod tickets;
 pub use archives::archives;
 pub use checkpoints::checkpoints;
 pub use config::config;
+pub use consensus::consensus;
 pub use frames::frames;
 pub use manifests::manifests;
 pub use maps::maps;
@@ -54,4 +56,5 @@ pub const TARGETS: &[Target] = &[
     ("checkpoints", checkpoints),
     ("maps", maps),
     ("slices", slices),
+    ("consensus", consensus),
 ];

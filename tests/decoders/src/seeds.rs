@@ -1,10 +1,22 @@
 //! Where fuzzing begins: small inputs that each get far into a target, made by the real encoders.
 
+use metanode_application::Operation;
 use metanode_blob::extent::MapBuilder;
+use metanode_codec::{encode_message, encode_record};
+use metanode_ibft::{
+    Certificate, ChainId, Commit, Evidence, Height, Message as IbftMessage, Payload, Record, Round, RoundChange,
+    RoundChangeMessage, Signed, View,
+};
+use metanode_ledger::{
+    BatchDraft, Block, Genesis, Kind as TxKind, Outcome, Transaction, TransactionDraft, TransactionId,
+    encode_certificate,
+    system::{Wish, encode_evidence},
+};
 use metanode_types::{
     Hash, NodeKey,
     limits::{CHUNK_BYTES, GROUP_BYTES},
 };
+use metanode_wal::format::{Generation, Owner, encode_header, encode_records};
 use metanode_wire::{
     Entry, EntryKind, HEADER_BYTES, Kind, Manifest, Message, Refusal, RefusalCode, Ticket, encode,
     message::{
@@ -14,6 +26,8 @@ use metanode_wire::{
         TagRemove, TagSet, TagTarget, Welcome,
     },
 };
+
+use crate::consensus::SIGN_HEADER_BYTES;
 
 /// An input that is kept.
 #[derive(Debug)]
@@ -41,6 +55,7 @@ pub fn all() -> Vec<Seed> {
     checkpoints(&mut |name, bytes| add("checkpoints", name, bytes));
     maps(&mut |name, bytes| add("maps", name, bytes));
     slices(&mut |name, bytes| add("slices", name, bytes));
+    consensus(&mut |name, bytes| add("consensus", name, bytes));
     seeds
 }
 
@@ -297,4 +312,99 @@ fn slices(add: Add<'_>) {
     add("damaged-node", with(1, 4 * group + 9, group + 1, 2 * group, &[1, 40, 0, 1]));
     add("damaged-group", with(1, 3 * group, group - 1, 2, &[3, 0, 9, 128]));
     add("consistent", with(2, 1 << 40, 1 << 39, 2 * group, &[7]));
+}
+
+fn consensus(add: Add<'_>) {
+    let signer = metanode_crypto::Identity::from_seed(&[1; 32]);
+    let key = signer.public();
+    let chain = ChainId([7; 32]);
+    let view = View { height: Height(3), round: Round(1) };
+    let hash = Hash([5; 32]);
+    let sign = |domain: &str, message: &[u8]| Ok::<_, std::convert::Infallible>(signer.sign(domain, message));
+    let mut with = |kind: u8, name: &str, bytes: Vec<u8>| add(name, [&[kind], &bytes[..]].concat());
+
+    let payload = Operation::Pay { to: key, amount: 9 }.encode();
+    let draft = TransactionDraft {
+        kind: TxKind::Application,
+        account: key,
+        nonce: 1,
+        fee: 2,
+        expiry: Height(9),
+        payload: &payload,
+    };
+    let Ok(transaction) = draft.encode(&chain, sign);
+    let opaque = TransactionDraft::encode_opaque(b"opaque");
+    let mut batch = BatchDraft::new(key, 1, Height(9));
+    for bytes in [&transaction, &opaque] {
+        batch.push(&Transaction::decode(bytes).expect("it was just made"));
+    }
+    let Ok(batch) = batch.finish(&chain, sign);
+    with(0, "transaction", transaction);
+    with(0, "opaque", opaque);
+    with(1, "batch", batch.bytes().to_vec());
+
+    let header = metanode_ledger::Header {
+        height: view.height,
+        time_ms: 4,
+        parent: hash,
+        author: key,
+        batches_root: hash,
+        app_hash: hash,
+        results_root: hash,
+        validators_hash: hash,
+        next_validators_hash: hash,
+    };
+    let mut block = Block { header, batches: vec![batch.digest()] };
+    block.header.batches_root = block.batches_root();
+    let commit = |hash| {
+        let payload = Commit { view, hash };
+        Signed { payload, signer: key, signature: signer.sign(Commit::DOMAIN, &payload.encode(&chain)) }
+    };
+    let certificate = Certificate { view, hash, commits: vec![commit(hash)] };
+    with(2, "block", block.encode());
+    with(3, "certificate", encode_certificate(&certificate));
+    with(4, "evidence", encode_evidence(&Evidence::Commit([commit(hash), commit(Hash([6; 32]))])));
+    with(5, "add", Wish::Add(key, [1; 64]).encode());
+    with(5, "remove", Wish::Remove(key).encode());
+    with(6, "pay", payload);
+    with(6, "set", Operation::Set { name: b"name", value: b"value" }.encode());
+    with(6, "read", Operation::Read { owner: key, name: b"name" }.encode());
+    with(7, "outcome", Outcome::DONE.encode(&TransactionId([3; 32])).to_vec());
+    let genesis = Genesis {
+        version: 1,
+        name: "seed".to_owned(),
+        time_ms: 1,
+        lag: 2,
+        round_ms: 100,
+        round_ms_max: 1_000,
+        empty_ms: 0,
+        clock_drift_ms_max: 500,
+        expiry_heights_max: 100,
+        opaque: true,
+        validators: vec![key],
+        accounts: vec![metanode_ledger::Account { key, balance: 5 }],
+    };
+    with(8, "genesis", genesis.to_json().into_bytes());
+
+    let change = RoundChange { view, prepared: Some((Round(0), hash)) };
+    let asked = RoundChangeMessage {
+        signed: Signed { payload: change, signer: key, signature: [1; 64] },
+        block: Some(block.clone()),
+        prepares: Vec::new(),
+    };
+    let messages = [
+        ("commit", IbftMessage::Commit(commit(hash))),
+        ("round-change", IbftMessage::RoundChange(Box::new(asked))),
+        ("new-block", IbftMessage::NewBlock(Box::new((block.clone(), certificate)))),
+    ];
+    for (name, message) in messages {
+        with(9, name, encode_message(&message));
+        with(10, &format!("record-{name}"), encode_record(&Record::Cast(message)));
+    }
+    with(10, "record-round", encode_record(&Record::<Block>::Round(view)));
+    let generation = Generation { number: 2, salt: 3 };
+    let file = encode_header(&Owner { chain: chain.0, key }, generation).to_vec();
+    let frame = encode_records(generation, file.len() as u64, 1, &[encode_record(&Record::<Block>::Round(view))]);
+    with(11, "sign-state", [&file[..SIGN_HEADER_BYTES], &frame[..200]].concat());
+    with(11, "sign-state-empty", file[..SIGN_HEADER_BYTES].to_vec());
 }
