@@ -146,6 +146,13 @@ impl Checks<'_> {
     }
 }
 
+impl Certificate {
+    /// Whether it proves that its block is final on a chain, if these are the validators of its height: for whoever was given it (clause 25).
+    pub fn verify(&self, chain: &ChainId, validators: &ValidatorSet, verifier: &dyn Verifier) -> Result<(), Refusal> {
+        Checks { me: None, chain, validators, verifier }.certificate(self)
+    }
+}
+
 /// The claim with the highest round (clause 9).
 pub(crate) fn highest_prepared<'m>(
     round_changes: impl IntoIterator<Item = &'m Signed<RoundChange>>,

@@ -336,9 +336,11 @@ impl<B: Block> Core<B> {
         let Some(current) = &mut self.current else { return };
         let (height, here) = (message.view().height, current.height());
         let result = if height > here {
-            self.future.keep(&self.parameters.chain, &current.at.validators, verifier, here, message).inspect(|()| {
-                effects.extend(signer.map(|signer| Effect::Behind { signer, height }));
-            })
+            let kept = self.future.keep(&self.parameters.chain, &current.at.validators, verifier, here, message);
+            // Whether there is room for it or not: its signer has said where it is.
+            let is_signed = !matches!(kept, Err(Refusal::NotAValidator | Refusal::BadSignature));
+            effects.extend(signer.filter(|_| is_signed).map(|signer| Effect::Behind { signer, height }));
+            kept
         } else if height < here || current.decided.is_some() {
             self.help(now, verifier, &message, effects)
         } else {

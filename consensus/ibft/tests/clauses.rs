@@ -520,6 +520,8 @@ fn clause_23_each_signer_has_a_share_of_what_is_kept_for_later() {
         Message::Prepare(sign(key(by), Prepare { view, hash: Hash([1; 32]) }))
     };
     assert_eq!(this.refuses(later(1, 2 + HEIGHTS_AHEAD, 0)), Refusal::TooFarAhead);
+    let far = this.hear(later(1, 2 + HEIGHTS_AHEAD, 0));
+    assert!(matches!(far[..], [Effect::Behind { .. }, _]), "what is too far ahead says that this one is behind");
     for round in 0..SHARE_MESSAGES_MAX as u32 {
         assert!(matches!(this.hear(later(1, 3, 10 + round))[..], [Effect::Behind { .. }]));
     }

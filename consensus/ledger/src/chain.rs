@@ -1,7 +1,7 @@
 //! What follows from the blocks so far.
 //!
-//! A block is *decided* first and *executed* after, by way of the application: [`Chain::plan`] says what the application is to execute, and
-//! [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
+//! A block is *decided* first and *executed* after, by way of the application: [`Chain::plan`] has all that it takes, [`Plan::execute`]
+//! does it, on whatever thread, and [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
 //! has not executed that far can neither make nor check it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,18 +45,89 @@ pub struct Executed {
     pub outcomes: Vec<(TransactionId, Outcome)>,
 }
 
-/// What the application is to execute of a block.
+/// A block that is to be executed, with all that this takes: it can go to another thread.
 #[derive(Debug)]
-pub struct Plan<'a> {
-    /// Which.
-    pub height: Height,
-    /// Its time.
-    pub time_ms: u64,
-    /// In this order; it answers with as many outcomes.
-    pub transactions: Vec<Transaction<'a>>,
-    /// All of the block's, with what is known already; `None` is the application's.
-    outcomes: Vec<(TransactionId, Option<Outcome>)>,
+pub struct Plan {
+    chain: ChainId,
+    height: Height,
+    time_ms: u64,
+    batches: Vec<Batch>,
     system: System,
+    acts_at: Height,
+}
+
+/// A block that was executed: for [`Chain::executed`].
+#[derive(Debug)]
+pub struct Done {
+    executed: Executed,
+    system: System,
+    /// How many transactions accounts have had, as far as this block tells.
+    had: Vec<(NodeKey, u64)>,
+}
+
+impl Plan {
+    /// Executes it. The ledger's own transactions are executed here, the others, in their order, by `application`, which answers with an
+    /// outcome for each and the hash of its state.
+    ///
+    /// # Panics
+    /// When there are not as many outcomes as there were transactions.
+    pub fn execute<E>(
+        self,
+        application: impl FnOnce(Height, u64, &[Transaction<'_>]) -> Result<(Vec<Outcome>, Hash), E>,
+    ) -> Result<Done, E> {
+        let Self { chain, height, time_ms, batches, mut system, acts_at } = self;
+        system.forget_before(height);
+        let (mut transactions, mut outcomes) = (Vec::new(), Vec::new());
+        for transaction in batches.iter().flat_map(Batch::transactions) {
+            let outcome = if transaction.expiry < height {
+                Some(Outcome::Skipped(Code::EXPIRED))
+            } else {
+                match transaction.kind {
+                    Kind::Application => None,
+                    Kind::Opaque => Some(Outcome::DONE),
+                    Kind::Validators | Kind::Evidence => Some(system.execute(&chain, &transaction, height, acts_at)),
+                }
+            };
+            if outcome.is_none() {
+                transactions.push(transaction);
+            }
+            outcomes.push((transaction.id(&chain), outcome));
+        }
+        let (of_application, state) = application(height, time_ms, &transactions)?;
+        assert_eq!(of_application.len(), transactions.len(), "each has an outcome");
+        let mut had: Vec<(NodeKey, u64)> = Vec::new();
+        for (transaction, outcome) in transactions.iter().zip(&of_application) {
+            let count = match outcome {
+                Outcome::Done(_) | Outcome::Failed(_) => transaction.nonce.saturating_add(1),
+                Outcome::Skipped(_) => continue,
+            };
+            match had.last_mut() {
+                Some((account, most)) if *account == transaction.account => *most = count,
+                _ => had.push((transaction.account, count)),
+            }
+        }
+        let mut of_application = of_application.into_iter();
+        let outcomes: Vec<(TransactionId, Outcome)> = outcomes
+            .into_iter()
+            .map(|(id, outcome)| (id, outcome.unwrap_or_else(|| of_application.next().expect("they were counted"))))
+            .collect();
+        let leaves: Vec<Hash> = outcomes.iter().map(|(id, outcome)| tree::leaf(&outcome.encode(id))).collect();
+        let results_root = tree::root(&leaves);
+        let app_hash = app_hash(&system, &state);
+        Ok(Done { executed: Executed { height, app_hash, results_root, outcomes }, system, had })
+    }
+}
+
+impl Done {
+    /// What it did.
+    pub fn executed(&self) -> &Executed {
+        &self.executed
+    }
+
+    /// How many transactions accounts have had: of each that had one in the block, perhaps more than once, the last counts.
+    pub fn had(&self) -> &[(NodeKey, u64)] {
+        &self.had
+    }
 }
 
 /// Why a block can't follow.
@@ -125,9 +196,13 @@ pub struct Chain {
     results: BTreeMap<Height, (Hash, Hash)>,
 }
 
-/// The state's hash: the ledger's part and the application's.
+/// The state's hash, as headers carry it: of the ledger's part, hashed, and of the application's.
+pub fn state_hash(system: &Hash, application: &Hash) -> Hash {
+    hash(&[b"metanode state v1\0", &system.0[..], &application.0].concat())
+}
+
 fn app_hash(system: &System, application: &Hash) -> Hash {
-    hash(&[b"metanode state v1\0", &system.hash().0[..], &application.0].concat())
+    state_hash(&system.hash(), application)
 }
 
 impl Chain {
@@ -311,57 +386,36 @@ impl Chain {
         self.ordered = self.ordered.split_off(&(height.next(), Hash([0; 32])));
     }
 
-    /// What the application is to execute of the next block to be executed; the batches are those that it names, in their order.
+    /// What it takes to execute the next block that was not; the batches are those that it names, in their order.
     ///
     /// # Panics
     /// When it is another block, or one that is not final.
-    pub fn plan<'a>(&self, block: &Block, batches: &'a [Batch]) -> Plan<'a> {
+    pub fn plan(&self, block: &Block, batches: Vec<Batch>) -> Plan {
         let height = block.header.height;
         assert!(height == self.executed.next() && height <= self.tip.height, "blocks are executed in their order");
         assert!(batches.iter().map(Batch::digest).eq(block.batches.iter().copied()), "the batches are the block's");
-        let mut system = self.system.clone();
-        system.forget_before(height);
-        let acts_at = Height(height.0 + self.lag + 1);
-        let (mut transactions, mut outcomes) = (Vec::new(), Vec::new());
-        for transaction in batches.iter().flat_map(Batch::transactions) {
-            let outcome = if transaction.expiry < height {
-                Some(Outcome::Skipped(Code::EXPIRED))
-            } else {
-                match transaction.kind {
-                    Kind::Application => None,
-                    Kind::Opaque => Some(Outcome::DONE),
-                    Kind::Validators | Kind::Evidence => Some(system.execute(&self.id, &transaction, height, acts_at)),
-                }
-            };
-            if outcome.is_none() {
-                transactions.push(transaction);
-            }
-            outcomes.push((transaction.id(&self.id), outcome));
+        Plan {
+            chain: self.id,
+            height,
+            time_ms: block.header.time_ms,
+            batches,
+            system: self.system.clone(),
+            acts_at: Height(height.0 + self.lag + 1),
         }
-        Plan { height, time_ms: block.header.time_ms, transactions, outcomes, system }
     }
 
-    /// What came of it: the application's outcomes, and the hash of its state.
+    /// A block was executed.
     ///
     /// # Panics
-    /// When there are not as many outcomes as there were transactions, or the plan is not of the next block.
-    pub fn executed(&mut self, plan: Plan<'_>, application: Vec<Outcome>, state: &Hash) -> Executed {
-        assert_eq!(plan.height, self.executed.next(), "blocks are executed in their order");
-        assert_eq!(application.len(), plan.transactions.len(), "each has an outcome");
-        let mut application = application.into_iter();
-        let outcomes: Vec<(TransactionId, Outcome)> = plan
-            .outcomes
-            .into_iter()
-            .map(|(id, outcome)| (id, outcome.unwrap_or_else(|| application.next().expect("they were counted"))))
-            .collect();
-        let leaves: Vec<Hash> = outcomes.iter().map(|(id, outcome)| tree::leaf(&outcome.encode(id))).collect();
-        let results_root = tree::root(&leaves);
-        self.system = plan.system;
-        self.executed = plan.height;
-        let app_hash = app_hash(&self.system, state);
-        self.results.insert(plan.height, (app_hash, results_root));
+    /// When it is not the next one.
+    pub fn executed(&mut self, done: Done) -> Executed {
+        let Done { executed, system, had: _ } = done;
+        assert_eq!(executed.height, self.executed.next(), "blocks are executed in their order");
+        self.system = system;
+        self.executed = executed.height;
+        self.results.insert(executed.height, (executed.app_hash, executed.results_root));
         // What no header to come carries.
         self.results = self.results.split_off(&self.carried(self.executed.next()));
-        Executed { height: plan.height, app_hash, results_root, outcomes }
+        executed
     }
 }

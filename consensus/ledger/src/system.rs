@@ -187,7 +187,7 @@ impl System {
     }
 
     /// The latest set that is known, whenever it begins to vote.
-    pub(crate) fn latest(&self) -> &ValidatorSet {
+    pub fn latest(&self) -> &ValidatorSet {
         self.sets.last_key_value().expect("there is always one").1
     }
 

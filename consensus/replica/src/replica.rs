@@ -9,8 +9,8 @@ use metanode_ibft::{
     Refusal, Timer, Verifier, View,
 };
 use metanode_ledger::{
-    BATCH_BYTES_MAX, Batch, BatchDraft, Block, BlockError, Chain, Code, Executed, Facts, Genesis, Outcome, Plan,
-    Transaction, TransactionError,
+    BATCH_BYTES_MAX, Batch, BatchDraft, Block, BlockError, Chain, Done, Executed, Facts, Genesis, Transaction,
+    TransactionError,
 };
 use metanode_mempool::{self as mempool, Board, BoardLimits, BoardRefusal, Taken, Waiting, WaitingLimits};
 use metanode_types::{Hash, NodeKey};
@@ -74,7 +74,7 @@ pub enum Effect {
         /// Why it is final.
         certificate: Certificate,
     },
-    /// Execute a block, which is stored: [`Chain::plan`], the application, and [`Replica::executed`].
+    /// Execute a block, which is stored: [`Chain::plan`], [`Plan::execute`](metanode_ledger::Plan::execute), and [`Replica::executed`].
     Execute(Block),
     /// Send a final block with its certificate to a validator that is behind.
     Help {
@@ -138,8 +138,8 @@ pub struct Replica {
     made: BTreeMap<Hash, Taken>,
     batch_number: u64,
     expiry_heights: u64,
-    /// A validator that is ahead, and how far.
-    ahead: Option<(NodeKey, Height)>,
+    /// Where validators say to be, if that is ahead.
+    ahead: BTreeMap<NodeKey, Height>,
     asked: Height,
 }
 
@@ -201,7 +201,7 @@ impl Replica {
             made: BTreeMap::new(),
             batch_number: config.batch_number,
             expiry_heights: genesis.expiry_heights_max.min(BATCH_HEIGHTS),
-            ahead: None,
+            ahead: BTreeMap::new(),
             asked: Height(0),
         };
         if let Some(after) = genesis.timing().empty {
@@ -271,10 +271,23 @@ impl Replica {
         transaction: &Transaction<'_>,
         executed: u64,
     ) -> Result<(), SubmitRefusal> {
-        self.chain.check_transaction(transaction)?;
-        self.waiting.insert(peer, transaction, executed)?;
+        self.submit_all(now, peer, [(*transaction, executed)]).pop().expect("one for each")
+    }
+
+    /// Takes many, so that they can go into one batch. A verdict for each.
+    pub fn submit_all<'a>(
+        &mut self,
+        now: Now,
+        peer: NodeKey,
+        transactions: impl IntoIterator<Item = (Transaction<'a>, u64)>,
+    ) -> Vec<Result<(), SubmitRefusal>> {
+        let insert = |(transaction, executed): (Transaction<'a>, u64)| {
+            self.chain.check_transaction(&transaction)?;
+            Ok(self.waiting.insert(peer, &transaction, executed)?)
+        };
+        let verdicts = transactions.into_iter().map(insert).collect();
         self.run(now, VecDeque::new());
-        Ok(())
+        verdicts
     }
 
     /// Whether a batch of a validator would be taken, before it is checked and written.
@@ -325,17 +338,12 @@ impl Replica {
     }
 
     /// What came of [`Effect::Execute`].
-    pub fn executed(&mut self, now: Now, plan: Plan<'_>, outcomes: Vec<Outcome>, state: &Hash) -> Executed {
+    pub fn executed(&mut self, now: Now, done: Done) -> Executed {
         let block = self.executing.pop_front().expect("it was asked for");
-        for (transaction, outcome) in plan.transactions.iter().zip(&outcomes) {
-            let had = match outcome {
-                Outcome::Done(_) | Outcome::Failed(_) => transaction.nonce.saturating_add(1),
-                Outcome::Skipped(Code::NONCE_USED) => continue,
-                Outcome::Skipped(_) => 0,
-            };
-            self.waiting.executed(&transaction.account, had);
+        for (account, had) in done.had() {
+            self.waiting.executed(account, *had);
         }
-        let executed = self.chain.executed(plan, outcomes, state);
+        let executed = self.chain.executed(done);
         for taken in block.batches.iter().filter_map(|digest| self.made.remove(digest)) {
             self.waiting.settle(&taken);
         }
@@ -403,9 +411,8 @@ impl Replica {
                     continue;
                 }
                 ibft::Effect::Behind { signer, height } => {
-                    if self.ahead.is_none_or(|(_, known)| height > known) {
-                        self.ahead = Some((signer, height));
-                    }
+                    let known = self.ahead.entry(signer).or_insert(height);
+                    *known = height.max(*known);
                     continue;
                 }
             };
@@ -512,16 +519,20 @@ impl Replica {
         uncertified || self.board.open_count() > 0
     }
 
-    /// Asks whoever is ahead for the next block, once for each.
+    /// Asks for the next block, once for each, when more validators than can be faulty say to be ahead: one of them, who is not the farthest.
     fn catch_up(&mut self) {
         let next = self.chain.tip().height.next();
-        if let Some((from, height)) = self.ahead {
-            if height <= next {
-                self.ahead = None;
-            } else if self.asked < next {
-                self.asked = next;
-                self.effects.push_back(Effect::CatchUp { from: Some(from), height: next });
-            }
+        self.ahead.retain(|_, height| *height > next);
+        if self.ahead.is_empty() || self.asked >= next {
+            return;
+        }
+        let Ok(validators) = self.chain.validators() else { return };
+        let mut ahead: Vec<(Height, NodeKey)> = self.ahead.iter().map(|(key, height)| (*height, *key)).collect();
+        ahead.retain(|(_, key)| validators.contains(key));
+        ahead.sort_unstable_by_key(|(height, _)| std::cmp::Reverse(*height));
+        if let Some((_, from)) = ahead.get(validators.faults()) {
+            self.asked = next;
+            self.effects.push_back(Effect::CatchUp { from: Some(*from), height: next });
         }
     }
 

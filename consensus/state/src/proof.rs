@@ -26,6 +26,14 @@ impl std::error::Error for BadProof {}
 impl Proof {
     /// The hash of the key's value under this root, or that it has none.
     pub fn verify(&self, root: &Hash, key: &Key) -> Result<Option<Hash>, BadProof> {
+        match self.leads_to(key)? {
+            (above, found) if above == *root => Ok(found),
+            _ => Err(BadProof),
+        }
+    }
+
+    /// The root that the proof leads to, and the hash of the key's value under it, or that it has none.
+    pub fn leads_to(&self, key: &Key) -> Result<(Hash, Option<Hash>), BadProof> {
         let depth = self.beside.len();
         if depth > 256 {
             return Err(BadProof);
@@ -44,10 +52,7 @@ impl Proof {
             true => inner_hash(beside, &below),
             false => inner_hash(&below, beside),
         });
-        match above == *root {
-            true => Ok(self.found.filter(|(found, _)| found == key).map(|(_, value_hash)| value_hash)),
-            false => Err(BadProof),
-        }
+        Ok((above, self.found.filter(|(found, _)| found == key).map(|(_, value_hash)| value_hash)))
     }
 }
 

@@ -19,4 +19,4 @@ mod signer;
 mod wal;
 
 pub use signer::{SignState, Signer, SignerError};
-pub use wal::{FILE_BYTES, FILE_BYTES_MIN, Opened, Opening, Wal, WalError, open};
+pub use wal::{FILE_BYTES, FILE_BYTES_MIN, Opened, Opening, Wal, WalError, create, open};

@@ -172,6 +172,16 @@ pub fn open(state: SignState, file_bytes: u64) -> Result<(Opening, Opened), WalE
     }
 }
 
+/// Begins a sign state with these records, where there is none. As [`open`], it waits for the disk.
+pub fn create(state: SignState, file_bytes: u64, records: &[Vec<u8>]) -> Result<(), WalError> {
+    let (Opening { state, place, .. }, opened) = open(state, file_bytes)?;
+    if !opened.is_new {
+        let path = path_of(state.folder(), place.turn);
+        return Err(WalError::Damaged { path, what: "there is a sign state already".to_owned() });
+    }
+    begin(&state, place.turn, place.generation, records).map(|_| ())
+}
+
 /// One of the two files, as it is found.
 struct Found {
     path: PathBuf,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use metanode_types::{ByteRange, DurabilityClass, Hash, TagName};
+use metanode_types::{ByteRange, DurabilityClass, Hash, NodeKey, TagName};
 use metanode_wire::Ticket;
 
 use crate::{
@@ -75,6 +75,12 @@ pub(crate) enum Command {
     Doctor,
     /// A quick measurement of the node in use
     Bench(Bench),
+    /// Send transactions to a ledger, and see what becomes of them
+    #[command(subcommand)]
+    Tx(Tx),
+    /// A ledger: begin one, look at it, verify it
+    #[command(subcommand)]
+    Ledger(Ledger),
     /// Print the public key that this command shows to nodes
     Id,
     /// The configuration
@@ -163,6 +169,9 @@ pub(crate) struct Start {
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     pub(crate) foreground: bool,
+    /// Start a network of so many validators on this machine, to try things out; made in the data folder if it is not there
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["foreground", "listen", "shards", "cores"], value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) validators: Option<u16>,
     #[command(flatten)]
     pub(crate) overrides: Overrides,
 }
@@ -319,6 +328,8 @@ pub(crate) enum Config {
 pub(crate) enum Node {
     /// Run a node in this process; logs to standard error
     Run(NodeRun),
+    /// Who votes on the next block of the node's ledger
+    Validators,
 }
 
 #[derive(Debug, Args)]
@@ -331,6 +342,192 @@ pub(crate) struct NodeRun {
     /// End when the starting process ends
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tx {
+    /// Sign a transaction with the key that this command shows, and send it; prints its name
+    Send(TxSend),
+    /// Wait until a transaction is executed
+    Wait {
+        /// Its name, as `tx send` prints it
+        id: Hash,
+    },
+    /// What the node knows of a transaction now
+    Status {
+        /// Its name, as `tx send` prints it
+        id: Hash,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TxSend {
+    #[command(subcommand)]
+    pub(crate) what: Action,
+    /// What to pay for it
+    #[arg(long, global = true, default_value = "0")]
+    pub(crate) fee: u64,
+    /// How many transactions the account has had [default: what the node says]
+    #[arg(long, global = true)]
+    pub(crate) nonce: Option<u64>,
+    /// In so many blocks it must be executed, or not at all
+    #[arg(long, global = true, default_value = "1000", value_name = "HEIGHTS")]
+    pub(crate) expiry: u64,
+    /// Return when the node has taken it, before it is executed
+    #[arg(long, global = true)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Give somebody some of what the account has
+    Pay {
+        /// To whom
+        #[arg(value_name = "KEY")]
+        to: NodeKey,
+        /// How much, in the smallest unit
+        amount: u64,
+    },
+    /// Put a value at a name of the account
+    Set {
+        /// Where
+        name: String,
+        /// What; empty removes it
+        value: String,
+    },
+    /// Read a value, in the order of all transactions; answers its hash
+    Read {
+        /// Whose
+        #[arg(value_name = "KEY")]
+        owner: NodeKey,
+        /// Which
+        name: String,
+    },
+    /// Vote for another validator; signed with the key of the data folder's node, which must be one
+    VoteAdd {
+        /// Its key
+        #[arg(value_name = "KEY")]
+        validator: NodeKey,
+        /// Its consent, as `ledger candidate` prints it
+        consent: String,
+    },
+    /// Vote for the removal of a validator; signed with the key of the data folder's node, which must be one
+    VoteRemove {
+        /// Its key
+        #[arg(value_name = "KEY")]
+        validator: NodeKey,
+    },
+    /// Replace the key of the data folder's node, which must be a validator, by another
+    Rotate {
+        /// The other key
+        #[arg(value_name = "KEY")]
+        validator: NodeKey,
+        /// Its consent, as `ledger candidate` prints it
+        consent: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ledger {
+    /// Make the genesis and the data folders of a new chain
+    Init(LedgerInit),
+    /// Make the data folder's node follow a chain; it votes once the validators have voted it in
+    Join {
+        /// The chain's genesis file
+        #[arg(long, value_name = "FILE")]
+        genesis: PathBuf,
+        /// Ticket of a validator; may be given more than once
+        #[arg(long, value_name = "TICKET", required = true)]
+        peer: Vec<Ticket>,
+    },
+    /// Begin a sign state for the data folder's node, whose earlier one is lost. Only if what it has signed before can't matter any more
+    Sign {
+        /// The chain has gone on, by more than the blocks that were under way, since the key has last signed
+        #[arg(long, required = true)]
+        it_has_signed_nothing_that_matters: bool,
+    },
+    /// Print the consent of the data folder's node to becoming a validator
+    Candidate,
+    /// How the ledger of the node is
+    Stats,
+    /// What the reference application has, verified by its proof
+    #[command(subcommand)]
+    Query(Query),
+    /// Blocks, as they are executed
+    Tail {
+        /// Begin at this height [default: the next]
+        #[arg(long, value_name = "HEIGHT")]
+        from: Option<u64>,
+        /// End after so many
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<u64>,
+    },
+    /// Fetch the whole chain and verify it from its genesis on: every signature, every hash, every result
+    Verify {
+        /// The chain's genesis file [default: the data folder's]
+        #[arg(long, value_name = "FILE")]
+        genesis: Option<PathBuf>,
+        /// End at this height [default: the last]
+        #[arg(long, value_name = "HEIGHT")]
+        to: Option<u64>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LedgerInit {
+    /// How many validators it begins with
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) validators: u16,
+    /// Folder to make: genesis.json, operator.key and the data folders validator-1, validator-2, ...
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The chain's name
+    #[arg(long, default_value = "metanode", value_name = "NAME")]
+    pub(crate) name: String,
+    /// UDP address of the first validator; the others have the ports behind it. Port 0 picks free ones
+    #[arg(long, default_value = "127.0.0.1:4441", value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    pub(crate) listen: SocketAddr,
+    /// Heights that results lag behind
+    #[arg(long, default_value = "2", value_name = "HEIGHTS")]
+    pub(crate) lag: u64,
+    /// Milliseconds of a height's first round
+    #[arg(long, default_value = "2000", value_name = "MS")]
+    pub(crate) round_ms: u64,
+    /// Milliseconds of a round at most
+    #[arg(long, default_value = "10000", value_name = "MS")]
+    pub(crate) round_ms_max: u64,
+    /// Milliseconds without transactions after which an empty block is made
+    #[arg(long, default_value = "5000", value_name = "MS")]
+    pub(crate) empty_ms: u64,
+    /// Order unsigned transactions too, of whoever may write to a validator
+    #[arg(long)]
+    pub(crate) opaque: bool,
+    /// Who has something at the beginning, beside operator.key: KEY=AMOUNT; may be given more than once
+    #[arg(long, value_name = "KEY=AMOUNT", value_parser = account)]
+    pub(crate) account: Vec<(NodeKey, u64)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Query {
+    /// What an account has
+    Account {
+        /// Whose [default: of the key that this command shows]
+        #[arg(value_name = "KEY")]
+        account: Option<NodeKey>,
+    },
+    /// A value that an account has set
+    Value {
+        /// Whose
+        #[arg(value_name = "KEY")]
+        account: NodeKey,
+        /// Which
+        name: String,
+    },
+}
+
+fn account(text: &str) -> Result<(NodeKey, u64), String> {
+    let (key, amount) = text.split_once('=').ok_or("expected KEY=AMOUNT")?;
+    Ok((key.parse().map_err(|error| format!("{error}"))?, amount.parse().map_err(|error| format!("{error}"))?))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -375,7 +572,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_the_readme_parse() {
-        let hash = "ab".repeat(32);
+        let (hash, key) = ("ab".repeat(32), NodeKey([7; 32]));
         for line in [
             "metanode start --foreground -o json --shards 2 --cores 0,1 --listen 127.0.0.1:0 --cache 64M --metrics off",
             "metanode --data /tmp/x stop --deadline 5",
@@ -392,6 +589,17 @@ mod tests {
             "metanode node run --data /x",
             "metanode completions bash",
             "metanode bench --time 0.5 --concurrency 8",
+            "metanode --data /tmp/net start --validators 4",
+            "metanode ledger init --validators 4 --out /tmp/net --listen 127.0.0.1:0 --opaque",
+            &format!("metanode tx send pay {key} 5 --fee 1 --no-wait"),
+            &format!("metanode tx send read {key} name"),
+            &format!("metanode tx send vote-remove {key}"),
+            &format!("metanode tx wait {hash} --timeout 5"),
+            &format!("metanode ledger query value {key} name"),
+            "metanode ledger query account",
+            "metanode ledger tail --from 1 --limit 5",
+            "metanode ledger verify --genesis genesis.json",
+            "metanode node validators",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }

@@ -4,13 +4,16 @@ mod bench;
 mod config;
 mod doctor;
 mod get;
+mod ledger;
 mod list;
+mod network;
 mod node;
 mod put;
 mod quickstart;
 mod stat;
 mod status;
 mod store;
+mod tx;
 
 use std::future::Future;
 
@@ -28,9 +31,18 @@ use crate::{
 pub(crate) fn run(cli: Cli) -> Result<()> {
     let Cli { global, command } = cli;
     match command {
-        Command::Start(start) => node::start(&global, &start),
-        Command::Stop(stop) => node::stop(&global, &stop),
+        Command::Start(start) => match start.validators {
+            Some(count) => network::start(&global, &start, count),
+            None => node::start(&global, &start),
+        },
+        Command::Stop(stop) => match network::of(&global)? {
+            Some(network) => network.stop(&global, &stop),
+            None => node::stop(&global, &stop),
+        },
         Command::Node(Node::Run(run)) => node::run(&global, &run),
+        Command::Node(Node::Validators) => ledger::validators(&global),
+        Command::Tx(tx) => tx::run(&global, &tx),
+        Command::Ledger(ledger) => ledger::run(&global, ledger),
         Command::Quickstart(args) => quickstart::run(&global, &args),
         Command::Put(put) => put::run(&global, &put),
         Command::Get(get) => get::run(&global, &get),

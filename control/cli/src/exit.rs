@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Display, io};
 
 use metanode_client::ClientError;
-use metanode_node::{NodeError, admin::AdminError, config::ConfigError, data::DataError};
+use metanode_node::{NodeError, admin::AdminError, config::ConfigError, data::DataError, ledger::LedgerError};
 use metanode_store::OpenError;
 use metanode_wire::{ManifestError, Refusal, RefusalCode, TicketError};
 
@@ -354,6 +354,7 @@ impl From<NodeError> for Failure {
         match error {
             NodeError::Data(data) => data.into(),
             NodeError::Config(config) => config.into(),
+            NodeError::Ledger(ledger) => ledger.into(),
             NodeError::Store(ref store) => {
                 let (exit, hint) = of_store(store);
                 Self::of(&error, exit).hint(hint)
@@ -372,6 +373,12 @@ impl From<NodeError> for Failure {
                 Self::of(&other, Exit::Other).hint("`metanode doctor` says what this machine lacks; the log has more")
             }
         }
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::of(&error, Exit::DataFolder)
     }
 }
 

@@ -35,9 +35,12 @@ impl Target {
     /// The node that runs on the data folder.
     pub(crate) fn local(global: &Global) -> Result<Self> {
         let folder = local_folder(global)?;
+        let (node, operator) = (first_of_network(&folder), folder.join("operator.key"));
+        let folder = node.clone().unwrap_or(folder);
         let status = admin::status(&folder)?;
         let identity = match &global.key {
             Some(file) => key_file(file)?,
+            None if node.is_some() => key_file(&operator)?,
             None => DataFolder::open(&folder)?.operator_identity().clone(),
         };
         Ok(Self {
@@ -73,6 +76,18 @@ pub(crate) fn data_folder(global: &Global) -> Result<PathBuf> {
         Failure::usage("no data folder: neither XDG_DATA_HOME nor HOME is set").hint("name one with --data DIR")
     })?;
     Ok(base.join("metanode"))
+}
+
+/// The data folder of the first validator, when a folder is that of a network.
+fn first_of_network(folder: &Path) -> Option<PathBuf> {
+    let first = folder.join("validator-1");
+    (!folder.join("format").exists() && first.join("format").exists()).then_some(first)
+}
+
+/// The data folder of a node: of the first validator, when it is a network's.
+pub(crate) fn node_folder(global: &Global) -> Result<PathBuf> {
+    let folder = data_folder(global)?;
+    Ok(first_of_network(&folder).unwrap_or(folder))
 }
 
 /// The data folder, for what is done to the node that runs on it. --node must not name another one.

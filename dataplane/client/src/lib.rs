@@ -22,6 +22,7 @@ mod dial;
 mod error;
 pub mod files;
 pub mod folder;
+mod ledger;
 mod link;
 mod pending;
 mod progress;
@@ -33,6 +34,7 @@ pub use config::ClientConfig;
 #[doc(hidden)]
 pub use config::Surroundings;
 pub use error::ClientError;
+pub use ledger::{ExecutedBlock, Follow, LedgerAnswer, SUBMIT_MAX, TransactionStatus};
 pub use metanode_congestion::Congestion;
 pub use progress::{Counted, Progress};
 pub use stream::{BlobSink, BlobSource, BytesSource, FnSink, ReaderSource, VecSink, WriterSink};

@@ -29,6 +29,9 @@ use crate::Identity;
 /// ALPN of the relay protocol, version 1: storing and fetching.
 pub const ALPN_RELAY: &[u8] = b"metanode-relay/1";
 
+/// ALPN of the protocol among validators, version 1.
+pub const ALPN_BPI: &[u8] = b"metanode-bpi/1";
+
 /// The name sent as SNI; raw public keys make it meaningless, and QUIC wants one.
 pub const SERVER_NAME: &str = "metanode";
 

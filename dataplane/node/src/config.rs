@@ -16,7 +16,9 @@ use std::{
 
 use metanode_congestion::Congestion;
 use metanode_crypto::tls;
+use metanode_mempool::WaitingLimits;
 use metanode_types::NodeKey;
+use metanode_wire::Ticket;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
@@ -36,6 +38,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Who may do what.
     pub access: AccessConfig,
+    /// The ledger.
+    pub ledger: LedgerConfig,
     /// The metrics page.
     pub metrics: MetricsConfig,
     /// The log on stderr.
@@ -161,6 +165,25 @@ pub enum Readers {
     Keys(Vec<NodeKey>),
 }
 
+/// `[ledger]`: the chain that the node takes part in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerConfig {
+    /// File of the chain's genesis, in the data folder; empty: the node has no ledger.
+    pub genesis: String,
+    /// Tickets of the other validators, `mn1...`. Those that are not named here are reached once they have come by themselves.
+    #[serde(with = "text::tickets")]
+    pub peers: Vec<Ticket>,
+    /// Transactions that may wait in memory.
+    pub waiting_max: u32,
+    /// Bytes of them.
+    pub waiting_bytes_max: u64,
+    /// Bytes of them that one client may have brought.
+    pub client_bytes_max: u64,
+    /// Executed transactions whose outcome is kept in memory, for those who ask; about 128 bytes each.
+    pub outcomes_max: u32,
+}
+
 /// `[metrics]`: Prometheus text over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -211,6 +234,20 @@ impl Default for StoreConfig {
             downloads_bytes_max: 64 << 20,
             scrub_hours: 168,
             scrub_bytes_per_second: 8 << 20,
+        }
+    }
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        let waiting = WaitingLimits::default();
+        Self {
+            genesis: String::new(),
+            peers: Vec::new(),
+            waiting_max: waiting.transactions_max as u32,
+            waiting_bytes_max: waiting.bytes_max as u64,
+            client_bytes_max: waiting.peer_bytes_max as u64,
+            outcomes_max: 1_000_000,
         }
     }
 }

@@ -53,6 +53,12 @@ operations! {
     ListTags = "list_tags",
     NodeStatus = "node_status",
     Have = "have",
+    Submit = "submit",
+    TransactionWait = "transaction_wait",
+    LedgerStatus = "ledger_status",
+    LedgerQuery = "ledger_query",
+    BlockGet = "block_get",
+    OutcomesGet = "outcomes_get",
 }
 
 /// Counters of one shard. Written by that shard alone, read by the threads of metrics page and local socket.

@@ -8,6 +8,8 @@
 //!   metanode.toml      the configuration, with every field explained
 //!   lock               flock(2) held by the running node; its process number inside
 //!   store/             the relay store
+//!   genesis.json       the chain that the node takes part in, if any
+//!   ledger/            its replica: lists of blocks and batches, the sign state
 //!   admin.sock         the local socket, while a node runs
 //!   admin.path         where the local socket is instead, when DIR is too long for a socket address
 //! ```
@@ -36,6 +38,9 @@ pub const FORMAT: u32 = 1;
 
 const FORMAT_FILE: &str = "format";
 const FORMAT_WORD: &str = "metanode-data";
+/// The genesis of a chain, by default.
+pub const GENESIS_FILE: &str = "genesis.json";
+
 const NODE_KEY_FILE: &str = "node.key";
 const OPERATOR_KEY_FILE: &str = "operator.key";
 const CONFIG_FILE: &str = "metanode.toml";
@@ -105,6 +110,17 @@ impl DataFolder {
         }
     }
 
+    /// Puts another configuration in place of the one in the file; the node reads it at its next start.
+    pub fn set_config(&self, config: &Config) -> Result<(), DataError> {
+        config.validate()?;
+        files::replace(&self.config_path(), config.to_toml_string().as_bytes(), 0o600)
+    }
+
+    /// Puts the genesis of a chain into the folder, under the name that [`GENESIS_FILE`] is. Another one that is there is not replaced.
+    pub fn set_genesis(&self, text: &str) -> Result<(), DataError> {
+        files::create(&self.path.join(GENESIS_FILE), text.as_bytes(), 0o600)
+    }
+
     /// The folder of the relay store.
     pub fn store_path(&self) -> PathBuf {
         self.path.join("store")
@@ -124,6 +140,16 @@ impl DataFolder {
     pub(crate) fn place_admin_socket(&self) -> Result<PathBuf, DataError> {
         socket::place(&self.path)
     }
+}
+
+/// Makes a new key pair at `path` (mode 0600), unless there is something already.
+pub fn create_key(path: &Path) -> Result<(), DataError> {
+    files::create_key(path)
+}
+
+/// Reads a key pair; refuses a file that others than its owner can use.
+pub fn read_key(path: &Path) -> Result<Identity, DataError> {
+    files::read_key(path)
 }
 
 /// Whether a node holds the lock of the folder at `path`, and the number of its process if it left one.

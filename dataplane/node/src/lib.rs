@@ -34,6 +34,7 @@ mod counters;
 pub mod data;
 mod gate;
 mod lane;
+pub mod ledger;
 pub mod logging;
 mod memory;
 mod metrics;

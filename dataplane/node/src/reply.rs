@@ -5,12 +5,14 @@ use metanode_types::{Hash, limits::FRAME_BODY_BYTES_MAX};
 use metanode_wire::{
     Message, Refusal, RefusalCode, encode,
     message::{
-        BlobPage, Data, Done, HaveReply, NodeStatusReply, StatReply, Stored as StoredMessage, TagPage, TagTarget,
-        Welcome,
+        BlobPage, Data, Done, HaveReply, NodeStatusReply, OutcomesReply, StatReply, Stored as StoredMessage, Submitted,
+        TagPage, TagTarget, Welcome,
     },
 };
 
 use metanode_store::{StoreError, Stored};
+
+use crate::ledger::LedgerReply;
 
 /// Milliseconds that a client waits when the store was busy: about one group commit.
 const STORE_BUSY_RETRY_MS: u32 = 10;
@@ -37,6 +39,7 @@ pub(crate) enum Reply {
     Tags(TagPage),
     Status(Box<NodeStatusReply>),
     Have(Vec<bool>),
+    Ledger(LedgerReply),
     Refused(Refusal),
 }
 
@@ -119,6 +122,14 @@ impl Batch {
             Reply::Tags(page) => self.push(request, &page, Bytes::new()),
             Reply::Status(message) => self.push(request, &*message, Bytes::new()),
             Reply::Have(have) => self.push(request, &HaveReply { have }, Bytes::new()),
+            Reply::Ledger(reply) => match reply {
+                LedgerReply::Submitted(refused) => self.push(request, &Submitted { refused }, Bytes::new()),
+                LedgerReply::Transaction(state) => self.push(request, &state, Bytes::new()),
+                LedgerReply::Status(status) => self.push(request, &*status, Bytes::new()),
+                LedgerReply::Found(found) => self.push(request, &*found, Bytes::new()),
+                LedgerReply::Block(block) => self.push(request, &*block, Bytes::new()),
+                LedgerReply::Outcomes { count, body } => self.push(request, &OutcomesReply { count }, body),
+            },
             Reply::Refused(refusal) => self.push(request, &refusal.to_message(), Bytes::new()),
         }
     }

@@ -1,24 +1,26 @@
 //! Requests: from frames to types, and from types to answers.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use metanode_shard::{now, run_blocking};
 use metanode_store::{Fetched, PutOptions, StoreError, WHOLE_BYTES_MAX};
 use metanode_types::{
     BlobKind, DurabilityClass, Hash, TagName,
-    limits::{HAVE_CHUNKS_MAX, LIST_PAGE_MAX},
+    limits::{FRAME_BODY_BYTES_MAX, FRAME_HEAD_BYTES_MAX, HAVE_CHUNKS_MAX, LIST_PAGE_MAX, SUBMIT_TRANSACTIONS_MAX},
 };
 use metanode_wire::{
     Frame, FrameError, Kind, Refusal, RefusalCode,
     message::{
-        BlobEntry, BlobPage, Get, Have, Hello, ListBlobs, ListTags, NodeStatus, Put, Remove, Stat, StatReply, TagEntry,
-        TagGet, TagPage, TagRemove, TagSet, Welcome,
+        BlobEntry, BlobPage, BlockGet, Get, Have, Hello, LedgerQuery, LedgerStatus, ListBlobs, ListTags, NodeStatus,
+        OutcomesGet, Put, Remove, Stat, StatReply, Submit, TagEntry, TagGet, TagPage, TagRemove, TagSet,
+        TransactionWait, Welcome,
     },
 };
 
 use crate::{
     admission::{Bound, Permit},
+    ledger::{LedgerRequest, Sender},
     reply::{Reply, refusal_of},
     session::Session,
     state::AGENT,
@@ -39,6 +41,18 @@ pub(crate) enum Request {
     ListTags { after: Option<TagName>, count: usize },
     NodeStatus,
     Have(Vec<Hash>),
+    Ledger(Box<LedgerAsk>),
+}
+
+/// What is asked of the ledger.
+#[derive(Debug)]
+pub(crate) enum LedgerAsk {
+    Submit(Bytes),
+    Wait { id: [u8; 32], wait: Duration },
+    Status,
+    Query { kind: u8, account: [u8; 32], name: Vec<u8> },
+    Block { height: u64, wait: Duration },
+    Outcomes { height: u64, first: u32, wait: Duration },
 }
 
 /// Why a frame is no request.
@@ -65,7 +79,7 @@ impl From<Refusal> for RequestError {
 impl Request {
     /// Validates a frame.
     pub(crate) fn from_frame(frame: &Frame) -> Result<Self, RequestError> {
-        if !frame.body.is_empty() && frame.kind != Kind::Put {
+        if !frame.body.is_empty() && !matches!(frame.kind, Kind::Put | Kind::Submit) {
             return Err(malformed(format_args!("{:?} has no body", frame.kind)).into());
         }
         Ok(match frame.kind {
@@ -106,6 +120,12 @@ impl Request {
                 }
                 Self::Have(have.names.iter().map(|name| Hash(*name)).collect())
             }
+            Kind::Submit
+            | Kind::TransactionWait
+            | Kind::LedgerStatus
+            | Kind::LedgerQuery
+            | Kind::BlockGet
+            | Kind::OutcomesGet => Self::Ledger(Box::new(ledger_ask(frame)?)),
             Kind::AdminStop | Kind::AdminMaintain | Kind::AdminStoreStatus | Kind::AdminDamaged => {
                 let refusal = Refusal::new(RefusalCode::NotSupported, "a node is managed over its local socket only");
                 return Err(refusal.into());
@@ -123,12 +143,39 @@ impl Request {
             | Self::TagGet(_)
             | Self::ListBlobs { .. }
             | Self::ListTags { .. }
-            | Self::NodeStatus => session.rights.read,
+            | Self::NodeStatus
+            | Self::Ledger(_) => session.rights.read,
             Self::Put { .. } | Self::Remove(_) | Self::TagSet(..) | Self::TagRemove(_) | Self::Have(_) => {
                 session.rights.write
             }
         }
     }
+}
+
+fn ledger_ask(frame: &Frame) -> Result<LedgerAsk, FrameError> {
+    let millis = |wait: u32| Duration::from_millis(wait.into());
+    Ok(match frame.kind {
+        Kind::Submit => frame.message::<Submit>().map(|_| LedgerAsk::Submit(frame.body.clone()))?,
+        Kind::TransactionWait => {
+            let wait = frame.message::<TransactionWait>()?;
+            LedgerAsk::Wait { id: wait.id, wait: millis(wait.wait_ms.to_native()) }
+        }
+        Kind::LedgerStatus => frame.message::<LedgerStatus>().map(|_| LedgerAsk::Status)?,
+        Kind::LedgerQuery => {
+            let query = frame.message::<LedgerQuery>()?;
+            LedgerAsk::Query { kind: query.kind, account: query.account, name: query.name.to_vec() }
+        }
+        Kind::BlockGet => {
+            let get = frame.message::<BlockGet>()?;
+            LedgerAsk::Block { height: get.height.to_native(), wait: millis(get.wait_ms.to_native()) }
+        }
+        Kind::OutcomesGet => {
+            let get = frame.message::<OutcomesGet>()?;
+            let wait = millis(get.wait_ms.to_native());
+            LedgerAsk::Outcomes { height: get.height.to_native(), first: get.first.to_native(), wait }
+        }
+        other => return Err(FrameError::Unexpected(other)),
+    })
 }
 
 /// Class and kind of an upload.
@@ -172,12 +219,22 @@ impl Request {
         let extra = match self {
             Self::Put { body, .. } => Some((Bound::Uploads, body.len() as u64)),
             Self::Get(_) => Some((Bound::Reads, 1)),
+            Self::Ledger(ask) => match &**ask {
+                LedgerAsk::Submit(body) => Some((Bound::Uploads, body.len() as u64)),
+                _ => None,
+            },
             _ => None,
         };
         let extra = extra.map(|(bound, amount)| session.admit(bound, amount)).transpose().map_err(Refusal::busy)?;
         let answer_bytes = match self {
             Self::ListBlobs { count, .. } => *count as u64 * BLOB_ENTRY_BYTES,
             Self::ListTags { count, .. } => *count as u64 * TAG_ENTRY_BYTES,
+            Self::Ledger(ask) => match &**ask {
+                LedgerAsk::Outcomes { .. } => FRAME_BODY_BYTES_MAX as u64,
+                LedgerAsk::Submit(_) => SUBMIT_TRANSACTIONS_MAX as u64 * 24, // a refusal for each
+                LedgerAsk::Status | LedgerAsk::Query { .. } | LedgerAsk::Block { .. } => FRAME_HEAD_BYTES_MAX as u64,
+                LedgerAsk::Wait { .. } => 0,
+            },
             _ => 0, // the bytes of a blob are admitted when it is to be read
         };
         let answer = session.admit(Bound::Answers, ANSWER_BYTES + answer_bytes).map_err(Refusal::busy)?;
@@ -278,6 +335,7 @@ async fn perform_rare(session: &Session, request: Request) -> Result<Reply, Stor
             let entries = entries.map(|line| TagEntry { name: line.name.as_str().to_owned(), hash: line.hash.0 });
             Reply::Tags(TagPage { entries: entries.collect(), more: page.more })
         }
+        Request::Ledger(ask) => ledger(session, *ask).await,
         Request::Have(names) => Reply::Have(store.have_chunks(&names).await?),
         Request::NodeStatus => {
             let _place = session.shard.listings.enter().await;
@@ -286,6 +344,27 @@ async fn perform_rare(session: &Session, request: Request) -> Result<Reply, Stor
             Reply::Status(Box::new(run_blocking(move || state.status().to_message()).await))
         }
     })
+}
+
+async fn ledger(session: &Session, ask: LedgerAsk) -> Reply {
+    let Some(route) = &session.shard.ledger else {
+        return Refusal::new(RefusalCode::NotSupported, "this node has no ledger").into();
+    };
+    let request = match ask {
+        LedgerAsk::Submit(encoded) => match session.peer {
+            Some(key) => LedgerRequest::Submit { sender: Sender { key, may_write: session.rights.write }, encoded },
+            None => return RefusalCode::Forbidden.into(),
+        },
+        LedgerAsk::Wait { id, wait } => LedgerRequest::Wait { id, wait },
+        LedgerAsk::Status => LedgerRequest::Status,
+        LedgerAsk::Query { kind, account, name } => LedgerRequest::Query { kind, account, name },
+        LedgerAsk::Block { height, wait } => LedgerRequest::Block { height, wait },
+        LedgerAsk::Outcomes { height, first, wait } => LedgerRequest::Outcomes { height, first, wait },
+    };
+    match route.ask(request).await {
+        Ok(reply) => Reply::Ledger(reply),
+        Err(refusal) => refusal.into(),
+    }
 }
 
 #[cfg(test)]

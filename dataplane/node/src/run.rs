@@ -67,6 +67,9 @@ pub enum NodeError {
     /// The store could not be closed: what was acknowledged as durable is durable, the next start has more to read.
     #[error("closing the store: {0}")]
     StoreClosing(StoreError),
+    /// The ledger.
+    #[error("ledger: {0}")]
+    Ledger(#[from] crate::ledger::LedgerError),
     /// The TLS configuration.
     #[error(transparent)]
     Tls(#[from] TlsConfigError),

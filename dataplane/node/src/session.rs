@@ -22,6 +22,7 @@ use crate::{
     counters::ShardCounters,
     gate::Gate,
     lane::{self, STALL_TIME_MAX},
+    ledger::LedgerRoute,
     outgoing::{Account, Outgoing},
     peers::{Member, Peers},
     state::NodeState,
@@ -78,6 +79,8 @@ pub(crate) struct Shard {
     pub(crate) counters: Arc<ShardCounters>,
     pub(crate) limits: Limits,
     pub(crate) access: Rc<AccessList>,
+    /// The way to the ledger, if the node has one.
+    pub(crate) ledger: Option<Rc<LedgerRoute>>,
     pub(crate) budgets: PerBound<Budget>,
     /// Answers that clients have not acknowledged.
     pub(crate) outgoing: Outgoing,
@@ -106,7 +109,12 @@ pub(crate) struct Limits {
 }
 
 impl Shard {
-    pub(crate) fn new(store: Store, state: Arc<NodeState>, config: &Config) -> Rc<Self> {
+    pub(crate) fn new(
+        store: Store,
+        state: Arc<NodeState>,
+        config: &Config,
+        ledger: Option<Rc<LedgerRoute>>,
+    ) -> Rc<Self> {
         let counters = state.shards[store.shard().index()].clone();
         Rc::new(Self {
             store,
@@ -121,6 +129,7 @@ impl Shard {
                 upload_window_bytes: config.store.upload_window_bytes,
             },
             access: AccessList::new(&config.access),
+            ledger,
             budgets: PerBound::<Budget>::new(|bound| match bound {
                 Bound::Uploads | Bound::Partial => config.store.uploads_bytes_max,
                 Bound::Answers | Bound::Fetches => config.store.downloads_bytes_max,

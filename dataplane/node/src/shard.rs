@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use metanode_crypto::tls::ALPN_BPI;
 use metanode_quic::{Connection, Datagram, Endpoint, ShardSocket};
 use metanode_shard::{
     ShardCount, ShardId, Task,
@@ -17,6 +18,7 @@ use metanode_store::{OpenError, Store, StoreError, StorePort, StoreShared};
 use crate::{
     codes,
     config::Config,
+    ledger::{self, LedgerPort, LedgerRoute, LedgerSeed},
     session::{self, STUCK_LOOK_PERIOD, Shard},
     state::NodeState,
 };
@@ -53,6 +55,10 @@ pub(crate) struct Seed {
     pub(crate) forward: MeshPort<Datagram>,
     pub(crate) store: StoreShared,
     pub(crate) store_port: StorePort,
+    /// On the first shard of a node with a ledger.
+    pub(crate) ledger: Option<LedgerSeed>,
+    /// Of a node with a ledger.
+    pub(crate) ledger_port: Option<LedgerPort>,
     pub(crate) state: Arc<NodeState>,
     pub(crate) commands: InjectorPort<Command>,
     pub(crate) events: mpsc::Sender<Event>,
@@ -69,8 +75,22 @@ const CLOSE_TIME_MAX: Duration = Duration::from_millis(300);
 
 /// Runs a shard until it is told to end. Events that nobody receives any more are of no interest: the node is ending.
 pub(crate) async fn run(seed: Seed) {
-    let Seed { shard, count, config, quic, quic_counters, socket, forward, store, store_port, state, commands, events } =
-        seed;
+    let Seed {
+        shard,
+        count,
+        config,
+        quic,
+        quic_counters,
+        socket,
+        forward,
+        store,
+        store_port,
+        mut ledger,
+        ledger_port,
+        state,
+        commands,
+        events,
+    } = seed;
     let store = match Store::open(store, shard, store_port).await {
         Ok(store) => store,
         Err(error) => {
@@ -81,7 +101,7 @@ pub(crate) async fn run(seed: Seed) {
         }
     };
     events.send(Event::Opened(Ok(()))).ok();
-    let this = Shard::new(store, state, &config);
+    let this = Shard::new(store, state, &config, ledger_port.map(LedgerRoute::start));
     let _lookers = look_after(&this);
     let mut endpoint: Option<Rc<Endpoint>> = None;
     let mut socket_parts = Some((socket, forward));
@@ -93,6 +113,9 @@ pub(crate) async fn run(seed: Seed) {
                 let served = made.map(|made| {
                     endpoint = Some(made.clone());
                     serve(&this, made);
+                    if let Some(seed) = ledger.take() {
+                        spawn_local(open_ledger(this.clone(), seed)).detach();
+                    }
                 });
                 events.send(Event::Serving(served)).ok();
             }
@@ -103,6 +126,9 @@ pub(crate) async fn run(seed: Seed) {
                 events.send(Event::Drained).ok();
             }
             Command::CloseStore => {
+                if let Some(ledger) = this.ledger.as_ref().and_then(|route| route.here()) {
+                    ledger.stop();
+                }
                 events.send(Event::StoreClosed(this.store.shutdown().await)).ok();
             }
             Command::End => return,
@@ -128,14 +154,33 @@ pub(crate) fn look_after(shard: &Rc<Shard>) -> [Task<()>; 2] {
 pub(crate) fn serve(shard: &Rc<Shard>, endpoint: Rc<Endpoint>) {
     let serving = shard.clone();
     spawn_local(endpoint.run(move |connection: Connection| {
-        spawn_local(session::serve(serving.clone(), connection)).detach();
+        let shard = serving.clone();
+        match shard.ledger.clone().filter(|_| connection.alpn().as_deref() == Some(ALPN_BPI)) {
+            Some(route) => {
+                let may_read = shard.access.rights_of(connection.peer_key()).read;
+                spawn_local(ledger::serve_peer(route, connection, may_read)).detach();
+            }
+            None => drop(spawn_local(session::serve(shard, connection)).detach()),
+        }
     }))
     .detach();
+}
+
+/// Reads the chain, and takes part in it. A ledger that can't be opened is said in the log and to who asks; the node goes on.
+async fn open_ledger(shard: Rc<Shard>, seed: LedgerSeed) {
+    let Some(route) = &shard.ledger else { return };
+    match ledger::start(seed, shard.store.clone()).await {
+        Ok(validator) => route.set_here(validator),
+        Err(error) => route.set_broken(&error),
+    }
 }
 
 /// Ends what clients do here: new requests are refused, begun ones have until `until`, then connections are closed.
 pub(crate) async fn drain(shard: &Shard, endpoint: &Endpoint, until: Instant) {
     shard.draining.set(true);
+    if let Some(route) = &shard.ledger {
+        route.begin_stop();
+    }
     endpoint.begin_shutdown();
     while shard.in_flight.get() > 0 && now() < until {
         sleep(DRAIN_PAUSE).await;

@@ -59,7 +59,7 @@ impl Serving {
         assert_eq!(stores.len(), sockets.len(), "one socket a shard");
         let count = u16::try_from(stores.len()).ok().and_then(ShardCount::new).expect("there are shards");
         let failed = || NodeError::io("start a simulated node");
-        let quic = quic_config(&identity, crypto, &config.quic, config.store.upload_window_bytes, count)?;
+        let quic = quic_config(&identity, crypto, &config.quic, config.store.upload_window_bytes, false, count)?;
         let config = Arc::new(config);
         let state = Arc::new(NodeState {
             node_key: identity.public(),
@@ -76,7 +76,7 @@ impl Serving {
         let forward = Mesh::<Datagram>::new(count, FORWARD_CAPACITY);
         let mut serving = Self { shards: Vec::new(), _lookers: Vec::new() };
         for (((store, socket), forward), shard) in stores.into_iter().zip(sockets).zip(forward).zip(count.iter()) {
-            let this = Shard::new(store, state.clone(), &config);
+            let this = Shard::new(store, state.clone(), &config, None);
             serving._lookers.push(look_after(&this));
             let endpoint = Endpoint::new(socket, quic.clone(), shard, count, forward).map_err(failed())?;
             serve(&this, endpoint.clone());

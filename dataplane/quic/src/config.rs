@@ -39,6 +39,8 @@ pub struct Config {
     pub max_concurrent_bidi_streams: u16,
     /// A connection without packets for this long is dropped.
     pub idle_timeout: Duration,
+    /// After so long without a packet, one is sent on connections that this side has dialled, so that they stay.
+    pub keep_alive: Option<Duration>,
     /// A handshake that takes longer is given up, so that half-open connections don't pile up.
     pub handshake_timeout: Duration,
     /// Connections, half-open and draining ones included; further ones are refused. About 20 KiB each, plus windows in use.
@@ -99,6 +101,7 @@ impl Config {
             server_tls,
             max_concurrent_bidi_streams: STREAMS_MIN,
             idle_timeout: Duration::from_secs(60),
+            keep_alive: None,
             handshake_timeout: Duration::from_secs(10),
             connections_max: 4096,
             connections_per_address_max: 1024,

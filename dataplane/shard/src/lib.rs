@@ -11,6 +11,7 @@
 //! * [`file`](mod@file): O_DIRECT files for logs, direct and page-cache files for reads, [`run_blocking`] for the rest of the file
 //!   system ([`fs`](mod@fs)); a [`Companion`] for system calls that wait and are frequent;
 //! * [`fd::Readiness`]: waiting on a descriptor the runtime did not make;
+//! * [`local`]: waiting for another task of the same shard;
 //! * [`buffer::BufferPool`]: reusable aligned buffers;
 //! * [`metrics`]: counters, gauges and histograms for any thread, and their Prometheus text;
 //! * [`signal`]: SIGTERM and SIGINT as something a control thread waits for.
@@ -31,6 +32,7 @@ mod executor;
 pub mod fd;
 pub mod file;
 pub mod fs;
+pub mod local;
 pub mod mesh;
 pub mod metrics;
 mod notice;
@@ -51,4 +53,4 @@ pub use stall::Stalls;
 pub use task::{
     JoinHandle, Task, fill_random, may_linger, need_preempt, run_blocking, spawn_local, yield_now, yield_queue_now,
 };
-pub use time::{Elapsed, Timer, now, sleep, timeout};
+pub use time::{Elapsed, Timer, now, sleep, timeout, unix_ms};

@@ -20,6 +20,17 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// The time on the wall, in milliseconds since 1970. It may jump.
+pub fn unix_ms() -> u64 {
+    simulated!(|world| SIMULATED_EPOCH_MS + (world.instant() - crate::sim::epoch()).as_millis() as u64);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64) // a clock before 1970 is one that was never set
+}
+
+/// Where a simulated clock begins: 2026-01-01.
+#[cfg(feature = "sim")]
+const SIMULATED_EPOCH_MS: u64 = 1_767_225_600_000;
+
 /// Waits. Expect 30 µs to 1.5 ms more than asked.
 pub async fn sleep(duration: Duration) {
     simulated!(|_world| crate::sim::Sleep::after(duration).await);

@@ -50,6 +50,9 @@ pub const LIST_PAGE_MAX: usize = 128;
 /// Chunks that one request asks about: their names, 32 KiB, fit [`FRAME_HEAD_BYTES_MAX`].
 pub const HAVE_CHUNKS_MAX: usize = 1024;
 
+/// Transactions in one request: their refusals fit [`FRAME_HEAD_BYTES_MAX`], and checking them takes a few hundredths of a second.
+pub const SUBMIT_TRANSACTIONS_MAX: usize = 1024;
+
 /// Addresses in a ticket: one per family and interface of a usual host; keeps a ticket on one line.
 pub const TICKET_ADDRESSES_MAX: usize = 8;
 

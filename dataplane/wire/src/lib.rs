@@ -15,6 +15,15 @@
 //! [`message::BulkBegin`] and then, unframed, by the bao encoding of the range (16 KiB groups) up to the end of the stream;
 //! [`message::PutBulk`] is followed by [`message::Chunk`] frames and one [`message::PutEnd`]. Every refusal is a
 //! [`message::Refused`] with a [`RefusalCode`].
+//!
+//! A node with a ledger answers [`message::Submit`], [`message::TransactionWait`], [`message::LedgerStatus`], [`message::LedgerQuery`], [`message::BlockGet`] and
+//! [`message::OutcomesGet`] as well. Batches are blobs: their digests are their addresses.
+//!
+//! # The protocol among validators, version 1 (ALPN `metanode-bpi/1`)
+//!
+//! Each dials each other; on a connection the one who dialled speaks and asks, the other answers. Who speaks begins a stream with [`message::PeerHello`], and sends
+//! [`message::PeerMessage`] frames behind it; [`message::PeerBatch`] frames have a stream of their own. [`message::BlockGet`] and [`message::BatchGet`] are questions, each on
+//! a stream of its own, which a node that is no validator may ask too.
 
 pub mod cursor;
 pub mod frame;
@@ -26,5 +35,5 @@ pub mod ticket;
 pub use frame::{Frame, FrameError, FrameLimits, FrameReader, HEADER_BYTES, Kind, encode};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestError};
 pub use message::Message;
-pub use refusal::{Refusal, RefusalCode};
+pub use refusal::{Refusal, RefusalCode, TransactionRefusal};
 pub use ticket::{Ticket, TicketError};

@@ -338,6 +338,176 @@ messages! {
         more: bool,
     }
 
+    /// Order transactions: at most `SUBMIT_TRANSACTIONS_MAX`, encoded one behind the other in the body. Answer: [`Submitted`].
+    Submit {}
+
+    /// Answer to [`Submit`]: those that are not refused wait in memory until they are in a batch. What becomes of them is asked by
+    /// [`TransactionWait`].
+    Submitted {
+        /// In the order of their places.
+        refused: Vec<TransactionRefused>,
+    }
+
+    /// What became of a transaction. Answer: [`TransactionState`], as soon as it is executed or the time is up.
+    TransactionWait {
+        /// Its name.
+        id: [u8; 32],
+        /// How long to wait for it, in milliseconds; the node may answer earlier.
+        wait_ms: u32,
+    }
+
+    /// Answer to [`TransactionWait`].
+    TransactionState {
+        /// 0: not known here; 1: it waits, or is in a batch; 2: executed.
+        state: u8,
+        /// The height of its block, when executed.
+        height: u64,
+        /// How it ended, when executed: 0 done, 1 failed, 2 skipped.
+        outcome: u8,
+        /// Why, when failed or skipped.
+        code: u16,
+        /// What it answers, when done.
+        answer: [u8; 32],
+    }
+
+    /// How the ledger of this node is. Answer: [`LedgerStatusReply`].
+    LedgerStatus {}
+
+    /// Answer to [`LedgerStatus`].
+    LedgerStatusReply {
+        /// The chain's name.
+        name: String,
+        /// The chain's identity: the hash of its genesis.
+        chain: [u8; 32],
+        /// k of the genesis: a header carries the results of so many heights before.
+        lag: u64,
+        /// Heights ahead that a transaction may expire at most.
+        expiry_heights_max: u64,
+        /// This node's key.
+        node_key: [u8; 32],
+        /// 0: it observes; 1: it votes; 2: it is a validator that may not vote; 3: it has halted.
+        role: u8,
+        /// Why it does not vote, for a person; empty when it does.
+        reason: String,
+        /// Last final height.
+        height: u64,
+        /// Its block's hash.
+        block: [u8; 32],
+        /// Its time, in milliseconds since 1970.
+        time_ms: u64,
+        /// Last executed height.
+        executed: u64,
+        /// Round that the next height is in.
+        round: u32,
+        /// Who votes on the next height.
+        validators: Vec<[u8; 32]>,
+        /// Of them and of configured peers: those that this node is connected to.
+        connected: Vec<[u8; 32]>,
+        /// Transactions that wait here.
+        waiting: u64,
+        /// Their bytes.
+        waiting_bytes: u64,
+        /// Batches that no block names.
+        batches: u64,
+        /// Transactions that were executed since the start, skipped ones included.
+        transactions: u64,
+        /// Rounds that ended without a block since the start.
+        timeouts: u64,
+        /// Heights that this node has proposed since the start, of the last ones: from proposal to quorum of commits, in microseconds.
+        finality_us: Vec<u32>,
+        /// Syncs of the sign state since the start.
+        syncs: u64,
+        /// How long half of them took at most, in microseconds.
+        sync_p50_us: u32,
+        /// Validators that have signed two things that exclude each other, as the chain says.
+        guilty: Vec<[u8; 32]>,
+    }
+
+    /// What the reference application has, with proof. Answer: [`LedgerFound`].
+    LedgerQuery {
+        /// 1: an account; 2: a value that an account has set.
+        kind: u8,
+        /// The account.
+        account: [u8; 32],
+        /// The value's name.
+        name: Vec<u8>,
+    }
+
+    /// Answer to [`LedgerQuery`]. The header of `height` + lag carries the hash that the proof leads to.
+    LedgerFound {
+        /// As of this height.
+        height: u64,
+        /// Where in the state.
+        key: [u8; 32],
+        /// What is there.
+        value: Option<Vec<u8>>,
+        /// Hashes beside the way up to the root, the lowest first.
+        beside: Vec<[u8; 32]>,
+        /// What is at the end of the way: key and hash.
+        found: Option<([u8; 32], [u8; 32])>,
+        /// The ledger's own part of the state, hashed.
+        system: [u8; 32],
+    }
+
+    /// A final block. Answer: [`BlockReply`], or `NotFound`.
+    BlockGet {
+        /// Which.
+        height: u64,
+        /// How long to wait for it, in milliseconds; the node may answer earlier.
+        wait_ms: u32,
+    }
+
+    /// Answer to [`BlockGet`].
+    BlockReply {
+        /// The block's encoding.
+        block: Vec<u8>,
+        /// Its certificate's encoding.
+        certificate: Vec<u8>,
+    }
+
+    /// What became of the transactions of a block, in their order. Answer: [`OutcomesReply`], or `NotFound` when it is not executed in
+    /// time, or too long ago.
+    OutcomesGet {
+        /// Which block's.
+        height: u64,
+        /// From this place on.
+        first: u32,
+        /// How long to wait for it, in milliseconds; the node may answer earlier.
+        wait_ms: u32,
+    }
+
+    /// Answer to [`OutcomesGet`]; the body has encoded outcomes, one behind the other.
+    OutcomesReply {
+        /// Of the whole block.
+        count: u32,
+    }
+
+    /// A batch. Answer: [`Data`] with its bytes, or `NotFound`.
+    BatchGet {
+        /// Its digest.
+        digest: [u8; 32],
+    }
+
+    /// First frame of a validator's first stream. Answer: [`PeerWelcome`]; a node of another chain refuses.
+    PeerHello {
+        /// The chain's identity.
+        chain: [u8; 32],
+        /// Ticket by which the sender is reached.
+        ticket: String,
+    }
+
+    /// Answer to [`PeerHello`].
+    PeerWelcome {
+        /// Last final height.
+        height: u64,
+    }
+
+    /// A message of the protocol, as `metanode-codec` has it, in the body. No answer.
+    PeerMessage {}
+
+    /// A batch, in the body. No answer.
+    PeerBatch {}
+
     /// The request was refused; nothing of it was done.
     Refused {
         /// A [`RefusalCode`](crate::RefusalCode).
@@ -347,6 +517,20 @@ messages! {
         /// A sentence for a person.
         detail: String,
     }
+}
+
+/// A transaction that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct TransactionRefused {
+    /// Its place among those of the request, from 0.
+    pub index: u32,
+    /// A [`TransactionRefusal`](crate::TransactionRefusal)'s number.
+    pub code: u16,
+    /// What the code says it is.
+    pub number: u64,
+    /// What the code says it is.
+    pub other: u64,
 }
 
 /// One line of a [`BlobPage`].
@@ -377,7 +561,9 @@ pub struct TagEntry {
 
 #[cfg(test)]
 mod tests {
-    use metanode_types::limits::{FRAME_HEAD_BYTES_MAX, HAVE_CHUNKS_MAX, LIST_PAGE_MAX, TAG_NAME_BYTES_MAX};
+    use metanode_types::limits::{
+        FRAME_HEAD_BYTES_MAX, HAVE_CHUNKS_MAX, LIST_PAGE_MAX, SUBMIT_TRANSACTIONS_MAX, TAG_NAME_BYTES_MAX,
+    };
 
     use super::*;
 
@@ -394,6 +580,10 @@ mod tests {
         assert!(out.len() < FRAME_HEAD_BYTES_MAX);
         out.clear();
         crate::encode(&mut out, 0, &blobs, 0);
+        assert!(out.len() < FRAME_HEAD_BYTES_MAX);
+        out.clear();
+        let refused = vec![TransactionRefused { index: 0, code: 0, number: 0, other: 0 }; SUBMIT_TRANSACTIONS_MAX];
+        crate::encode(&mut out, 0, &Submitted { refused }, 0);
         assert!(out.len() < FRAME_HEAD_BYTES_MAX);
         out.clear();
         crate::encode(&mut out, 0, &Have { names: vec![[0; 32]; HAVE_CHUNKS_MAX] }, 0);

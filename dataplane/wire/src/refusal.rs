@@ -1,6 +1,6 @@
 use metanode_types::limits::REFUSAL_DETAIL_BYTES_MAX;
 
-use crate::message::{ArchivedRefused, Refused};
+use crate::message::{ArchivedRefused, ArchivedTransactionRefused, Refused, TransactionRefused};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $words:literal;)*) => {
@@ -65,6 +65,127 @@ impl RefusalCode {
     }
 }
 
+/// Why a transaction is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionRefusal {
+    /// The bytes are none.
+    #[error("not a transaction")]
+    Malformed,
+    /// Its payload is too large.
+    #[error("its payload of {0} bytes is too large")]
+    TooLarge(u64),
+    /// The chain takes signed ones only.
+    #[error("this chain takes no unsigned transactions")]
+    Unsigned,
+    /// The signature does not hold for this chain.
+    #[error("the signature does not verify on this chain")]
+    BadSignature,
+    /// Only validators send this kind.
+    #[error("only validators may send this kind of transaction")]
+    NotAValidator,
+    /// Its time is over.
+    #[error("expired at height {0}")]
+    Expired(u64),
+    /// It would be kept for too long.
+    #[error("expires at height {0}, later than the chain allows")]
+    ExpiresTooLate(u64),
+    /// Too much waits; later there is room.
+    #[error("busy: too many transactions wait")]
+    Full,
+    /// This client's share is used up; later there is room.
+    #[error("busy: this client's transactions that wait use up its share")]
+    PeerFull,
+    /// The account's share is used up; later there is room.
+    #[error("busy: this account's transactions that wait use up its share")]
+    AccountFull,
+    /// The account has had this nonce.
+    #[error("nonce {nonce} is used; the account's next is {next}")]
+    NonceUsed {
+        /// The transaction's.
+        nonce: u64,
+        /// The account's next.
+        next: u64,
+    },
+    /// Too far ahead.
+    #[error("nonce {nonce} is too far ahead; the account's next is {next}")]
+    NonceTooHigh {
+        /// The transaction's.
+        nonce: u64,
+        /// The account's next.
+        next: u64,
+    },
+    /// It waits already.
+    #[error("it waits already")]
+    Known,
+    /// Another one with its nonce waits.
+    #[error("another transaction with this nonce waits; a fee of {0} would replace it")]
+    FeeTooLow(u64),
+    /// The application refuses it, with a code of its own.
+    #[error("the application refuses it with code {0}")]
+    Application(u16),
+    /// This client may not send unsigned ones.
+    #[error("this client may not send unsigned transactions")]
+    NotPermitted,
+    /// A reason that this program does not know.
+    #[error("refused for reason {0}")]
+    Other(u16),
+}
+
+impl TransactionRefusal {
+    /// As a message.
+    pub fn to_message(self, index: u32) -> TransactionRefused {
+        let (code, number, other) = match self {
+            Self::Malformed => (1, 0, 0),
+            Self::TooLarge(bytes) => (2, bytes, 0),
+            Self::Unsigned => (3, 0, 0),
+            Self::BadSignature => (4, 0, 0),
+            Self::NotAValidator => (5, 0, 0),
+            Self::Expired(height) => (6, height, 0),
+            Self::ExpiresTooLate(height) => (7, height, 0),
+            Self::Full => (8, 0, 0),
+            Self::PeerFull => (9, 0, 0),
+            Self::AccountFull => (10, 0, 0),
+            Self::NonceUsed { nonce, next } => (11, nonce, next),
+            Self::NonceTooHigh { nonce, next } => (12, nonce, next),
+            Self::Known => (13, 0, 0),
+            Self::FeeTooLow(needed) => (14, needed, 0),
+            Self::Application(code) => (15, code.into(), 0),
+            Self::NotPermitted => (16, 0, 0),
+            Self::Other(code) => (code, 0, 0),
+        };
+        TransactionRefused { index, code, number, other }
+    }
+
+    /// From a message.
+    pub fn from_message(message: &ArchivedTransactionRefused) -> Self {
+        let (number, other) = (message.number.to_native(), message.other.to_native());
+        match message.code.to_native() {
+            1 => Self::Malformed,
+            2 => Self::TooLarge(number),
+            3 => Self::Unsigned,
+            4 => Self::BadSignature,
+            5 => Self::NotAValidator,
+            6 => Self::Expired(number),
+            7 => Self::ExpiresTooLate(number),
+            8 => Self::Full,
+            9 => Self::PeerFull,
+            10 => Self::AccountFull,
+            11 => Self::NonceUsed { nonce: number, next: other },
+            12 => Self::NonceTooHigh { nonce: number, next: other },
+            13 => Self::Known,
+            14 => Self::FeeTooLow(number),
+            15 => Self::Application(u16::try_from(number).unwrap_or(u16::MAX)),
+            16 => Self::NotPermitted,
+            code => Self::Other(code),
+        }
+    }
+
+    /// Whether it may be taken later, as it is.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Full | Self::PeerFull | Self::AccountFull)
+    }
+}
+
 /// A typed refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}{detail}", code.words(), if detail.is_empty() { "" } else { ": " })]
@@ -125,5 +246,17 @@ mod tests {
         assert_eq!(refusal.detail.len(), REFUSAL_DETAIL_BYTES_MAX);
         assert_eq!(Refusal::from(RefusalCode::Busy).to_string(), "busy");
         assert_eq!(Refusal::new(RefusalCode::InUse, "tag a").to_string(), "still referred to: tag a");
+    }
+
+    #[test]
+    fn refusals_of_transactions_are_read_as_they_were_written() {
+        for code in 1..=17 {
+            let refused = TransactionRefused { index: 3, code, number: 5, other: 6 };
+            let bytes = rkyv::to_bytes::<rkyv::rancor::Failure>(&refused).unwrap();
+            let archived = rkyv::access::<ArchivedTransactionRefused, rkyv::rancor::Failure>(&bytes).unwrap();
+            let refusal = TransactionRefusal::from_message(archived);
+            let again = refusal.to_message(3);
+            assert_eq!((again.index, again.code), (3, code), "{refusal}");
+        }
     }
 }

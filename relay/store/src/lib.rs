@@ -29,7 +29,6 @@ mod error;
 mod files;
 mod folder;
 mod leases;
-mod local;
 mod maintain;
 mod open;
 mod put;

@@ -7,14 +7,14 @@ use std::{
 
 use bytes::Bytes;
 use metanode_blob::{extent::MapBuilder, partition::Op};
-use metanode_shard::spawn_local;
+use metanode_shard::{local::Notify, spawn_local};
 use metanode_types::{
     BlobKind, Hash,
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES, MANIFEST_BYTES_MAX},
     sabotage::{self, Sabotage},
 };
 
-use crate::{PutOptions, Store, StoreError, Stored, children::ChildNames, local::Notify, release};
+use crate::{PutOptions, Store, StoreError, Stored, children::ChildNames, release};
 
 /// Chunks of one PUT that may wait for their commit: 4 MiB, which is one large frame of the log.
 const WINDOW_CHUNKS: usize = 16;

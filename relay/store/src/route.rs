@@ -3,13 +3,12 @@
 use std::rc::Rc;
 
 use metanode_blob::partition::{Op, Outcome};
-use metanode_shard::spawn_local;
+use metanode_shard::{local::Slot, spawn_local};
 use metanode_types::{Hash, ShardId};
 use tracing::warn;
 
 use crate::{
     StoreError,
-    local::Slot,
     request::{Notice, Packet, Reply, Request, by_owner},
     shard::{Inner, wrong},
 };

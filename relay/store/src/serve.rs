@@ -10,10 +10,10 @@ use tracing::warn;
 
 use crate::{
     BlobLine, BlobStat, Fetched, StoreError, TagLine,
-    local::Slot,
     request::{Notice, Reply, Request},
     shard::Inner,
 };
+use metanode_shard::local::Slot;
 
 /// A payload may move between the look at the index and the read; twice in a row is beyond what compaction does.
 const READ_ATTEMPTS: usize = 3;

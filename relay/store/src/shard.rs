@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use metanode_blob::partition::{Event, Op, OpError, Outcome, Partition, RootOptions, Token, tag_key};
 use metanode_crypto::HashBatcher;
-use metanode_shard::{sleep, spawn_local};
+use metanode_shard::{
+    local::{Notify, Slot},
+    sleep, spawn_local,
+};
 use metanode_types::{BlobKind, Hash, ShardCount, ShardId, TagName};
 use rustc_hash::FxHashMap;
 use tracing::{error, warn};
@@ -23,7 +26,6 @@ use crate::{
     commit::{self, LogFiles},
     compact,
     files::Files,
-    local::{Notify, Slot},
     maintain,
     open::Shared,
     read::BlobReader,

@@ -53,6 +53,8 @@ macro_rules! every_message {
 every_message! {
     Hello Welcome Get Data GetBulk BulkBegin Put PutBulk Chunk PutEnd Stored Stat StatReply Remove TagSet TagRemove TagGet
     TagTarget Done ListBlobs BlobPage ListTags TagPage NodeStatus NodeStatusReply Have HaveReply KnownChunk AdminStop AdminMaintain
+    Submit Submitted TransactionWait TransactionState LedgerStatus LedgerStatusReply LedgerQuery LedgerFound BlockGet BlockReply
+    OutcomesGet OutcomesReply BatchGet PeerHello PeerWelcome PeerMessage PeerBatch
     MaintainReply AdminStoreStatus StoreStatusReply AdminDamaged DamagedPage Refused
 }
 

@@ -20,10 +20,12 @@ use metanode_wal::format::{Generation, Owner, encode_header, encode_records};
 use metanode_wire::{
     Entry, EntryKind, HEADER_BYTES, Kind, Manifest, Message, Refusal, RefusalCode, Ticket, encode,
     message::{
-        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, BlobEntry, BlobPage, BulkBegin, Chunk, DamagedPage,
-        Data, Done, Get, GetBulk, Have, HaveReply, Hello, KnownChunk, ListBlobs, ListTags, MaintainReply, NodeStatus,
-        NodeStatusReply, Put, PutBulk, PutEnd, Refused, Remove, Stat, StatReply, Stored, TagEntry, TagGet, TagPage,
-        TagRemove, TagSet, TagTarget, Welcome,
+        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, BatchGet, BlobEntry, BlobPage, BlockGet, BlockReply,
+        BulkBegin, Chunk, DamagedPage, Data, Done, Get, GetBulk, Have, HaveReply, Hello, KnownChunk, LedgerFound,
+        LedgerQuery, LedgerStatus, LedgerStatusReply, ListBlobs, ListTags, MaintainReply, NodeStatus, NodeStatusReply,
+        OutcomesGet, OutcomesReply, PeerBatch, PeerHello, PeerMessage, PeerWelcome, Put, PutBulk, PutEnd, Refused,
+        Remove, Stat, StatReply, Stored, Submit, Submitted, TagEntry, TagGet, TagPage, TagRemove, TagSet, TagTarget,
+        TransactionRefused, TransactionState, TransactionWait, Welcome,
     },
 };
 
@@ -120,6 +122,7 @@ fn archives(add: Add<'_>) {
     archive(add, &Have { names: vec![hash; 3] });
     archive(add, &HaveReply { have: vec![true, false, true] });
     archive(add, &KnownChunk { name: hash });
+    ledger_archives(add, hash);
     archive(add, &AdminMaintain { what: 0, bytes_per_second: 1 << 20 });
     archive(add, &MaintainReply { number: 2 });
     archive(add, &AdminStoreStatus {});
@@ -128,6 +131,55 @@ fn archives(add: Add<'_>) {
     archive(add, &AdminStop {});
     archive(add, &Refusal { retry_after_ms: 50, ..Refusal::new(RefusalCode::Busy, "too much work") }.to_message());
     archive(add, &Refused { code: 999, retry_after_ms: 1, detail: "x".repeat(600) });
+}
+
+fn ledger_archives(add: Add<'_>, hash: [u8; 32]) {
+    archive(add, &Submit {});
+    archive(add, &Submitted { refused: vec![TransactionRefused { index: 1, code: 11, number: 2, other: 3 }; 2] });
+    archive(add, &TransactionWait { id: hash, wait_ms: 5 });
+    archive(add, &TransactionState { state: 2, height: 3, outcome: 1, code: 257, answer: hash });
+    archive(add, &LedgerStatus {});
+    archive(add, &ledger_status(hash));
+    archive(add, &LedgerQuery { kind: 2, account: hash, name: b"name".to_vec() });
+    let (beside, found) = (vec![hash; 3], Some((hash, hash)));
+    archive(add, &LedgerFound { height: 4, key: hash, value: Some(vec![1, 2]), beside, found, system: hash });
+    archive(add, &BlockGet { height: 5, wait_ms: 1_000 });
+    archive(add, &BlockReply { block: vec![1; 20], certificate: vec![2; 30] });
+    archive(add, &OutcomesGet { height: 6, first: 7, wait_ms: 0 });
+    archive(add, &OutcomesReply { count: 8 });
+    archive(add, &BatchGet { digest: hash });
+    archive(add, &PeerHello { chain: hash, ticket: "mn1aaaa".to_owned() });
+    archive(add, &PeerWelcome { height: 9 });
+    archive(add, &PeerMessage {});
+    archive(add, &PeerBatch {});
+}
+
+fn ledger_status(hash: [u8; 32]) -> LedgerStatusReply {
+    LedgerStatusReply {
+        name: "test".to_owned(),
+        chain: hash,
+        lag: 2,
+        expiry_heights_max: 1_000,
+        node_key: hash,
+        role: 1,
+        reason: String::new(),
+        height: 3,
+        block: hash,
+        time_ms: 4,
+        executed: 5,
+        round: 1,
+        validators: vec![hash; 4],
+        connected: vec![hash; 3],
+        waiting: 6,
+        waiting_bytes: 7,
+        batches: 8,
+        transactions: 9,
+        timeouts: 10,
+        finality_us: vec![900, 1_100],
+        syncs: 11,
+        sync_p50_us: 12,
+        guilty: vec![hash],
+    }
 }
 
 fn status() -> NodeStatusReply {

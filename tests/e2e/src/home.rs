@@ -103,15 +103,7 @@ impl Home {
     /// As [`Home::start`], on an address.
     #[track_caller]
     pub fn start_at(&self, shards: u16, listen: &str) -> Node {
-        let log_path = self.beside("node.log");
-        let log = File::options().create(true).append(true).open(&log_path).expect("the log can be written");
-        let mut command = self.start_command(shards, listen);
-        let child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the binary under test can be run");
-        let mut node = Node { child: Ending(child), ready: Ready::default(), log_path };
-        let line = node.first_line();
-        node.ready = Ready::parse(&line);
-        assert_eq!(node.ready.pid, node.child.0.id(), "the ready line names the process");
-        node
+        Node::spawn(&mut self.start_command(shards, listen), self.beside("node.log"))
     }
 
     /// Runs a node that is expected to end by itself, before it serves.
@@ -222,6 +214,18 @@ pub struct Node {
 }
 
 impl Node {
+    /// Starts a node that logs there, and waits until it serves.
+    #[track_caller]
+    pub(crate) fn spawn(command: &mut Command, log_path: PathBuf) -> Self {
+        let log = File::options().create(true).append(true).open(&log_path).expect("the log can be written");
+        let child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the binary under test can be run");
+        let mut node = Self { child: Ending(child), ready: Ready::default(), log_path };
+        let line = node.first_line();
+        node.ready = Ready::parse(&line);
+        assert_eq!(node.ready.pid, node.child.0.id(), "the ready line names the process");
+        node
+    }
+
     fn first_line(&mut self) -> String {
         let stdout = self.child.0.stdout.take().expect("it is piped");
         let (give, line) = mpsc::channel();

@@ -5,6 +5,8 @@
 //! beside it. [`Setup`] is all three in one of the [`Layout`]s that every scenario must pass in. [`Raw`] speaks to a node below
 //! the client library, for what the library would never send. [`Mount`] is a file system of a test's own.
 //!
+//! [`Network`] is several validators of one chain.
+//!
 //! # Rules
 //!
 //! * Nothing sleeps for an event: [`eventually`] and [`wait_for`] look again and again until a deadline, and say what was
@@ -19,6 +21,7 @@
 //! build (`target/debug/metanode`), as it is there, and is built with `cargo build` when it is not: after a change to the
 //! product, `cargo build -p metanode-cli` comes before `cargo test -p metanode-e2e`.
 
+mod chain;
 mod content;
 mod home;
 mod mount;
@@ -28,6 +31,7 @@ mod setup;
 mod tree;
 mod wait;
 
+pub use chain::{Network, Sender, account, transaction};
 pub use content::{Random, content};
 pub use home::{Home, Node, Ready};
 pub use mount::{Mount, free_bytes, is_root};

@@ -11,6 +11,9 @@ use crate::process::{self, Outcome, cargo, root, target};
 /// How often.
 #[derive(Args)]
 pub(crate) struct CrashOptions {
+    /// What to kill: `store`, one node; `consensus`, four validators at once.
+    #[arg(default_value = "store", value_parser = ["store", "consensus"])]
+    what: String,
     /// Kills.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
@@ -32,7 +35,24 @@ pub(crate) struct FileOptions {
 
 /// Runs `metanode-load crash`.
 pub(crate) fn crash(options: &CrashOptions) -> ExitCode {
-    exit_code(scenario("crash", &["--count", &options.count.to_string()], options.no_build))
+    let count = options.count.to_string();
+    if options.what == "consensus" {
+        return exit_code(crash_consensus(&count, options.no_build));
+    }
+    exit_code(scenario("crash", &["--count", &count], options.no_build))
+}
+
+/// The test that kills all validators, as often as asked for, on the release binary.
+fn crash_consensus(count: &str, no_build: bool) -> Result<ExitCode> {
+    if !no_build {
+        build_release()?;
+    }
+    let test = "all_validators_are_killed_at_once_again_and_again";
+    let tests = ["test", "-p", "metanode-e2e", "--test", "ledger", "--", "--exact", test, "--nocapture"];
+    let mut command = cargo(tests);
+    command.env("METANODE_KILLS", count).env("METANODE_BIN", target()?.join("release/metanode"));
+    process::run(&mut command)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs `metanode-load file`.

@@ -104,6 +104,17 @@ const FIELDS: &[Field] = &[
         "Keys that may write and delete. The first is the local operator's (operator.key).",
     ),
     Field("access", "readers", None, "\"public\", or a list of keys that may read."),
+    Field("ledger", "genesis", None, "File of the chain's genesis, in this folder; empty: the node has no ledger."),
+    Field("ledger", "peers", None, "Tickets of the other validators."),
+    Field("ledger", "waiting_max", None, "Transactions that may wait in memory; more are refused as busy."),
+    Field("ledger", "waiting_bytes_max", None, "Bytes of them."),
+    Field("ledger", "client_bytes_max", None, "Bytes of them that one client may have brought."),
+    Field(
+        "ledger",
+        "outcomes_max",
+        None,
+        "Executed transactions whose outcome is kept in memory; about 128 bytes each.",
+    ),
     Field(
         "metrics",
         "listen",

@@ -4,6 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use metanode_congestion::Congestion;
 use metanode_types::NodeKey;
+use metanode_wire::Ticket;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, SeqAccess, Visitor},
@@ -28,6 +29,20 @@ pub(super) mod keys {
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NodeKey>, D::Error> {
         Vec::<String>::deserialize(from)?.iter().map(|text| key(text)).collect()
+    }
+}
+
+/// Lists of tickets.
+pub(super) mod tickets {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(tickets: &[Ticket], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(tickets.iter().map(Ticket::to_string))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Ticket>, D::Error> {
+        let ticket = |text: &String| text.parse().map_err(|error| de::Error::custom(format_args!("`{text}`: {error}")));
+        Vec::<String>::deserialize(from)?.iter().map(ticket).collect()
     }
 }
 

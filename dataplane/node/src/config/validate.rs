@@ -6,20 +6,27 @@ use metanode_types::{
     limits::{CHUNK_BYTES, SHARDS_MAX},
 };
 
-use super::{AccessConfig, CipherSuite, Config, ConfigError, LogConfig, NodeConfig, QuicConfig, Readers, StoreConfig};
+use super::{
+    AccessConfig, CipherSuite, Config, ConfigError, LedgerConfig, LogConfig, NodeConfig, QuicConfig, Readers,
+    StoreConfig,
+};
 
 /// Largest CPU number: what a `cpu_set_t` names.
 const CPU_MAX: usize = 1_023;
+
+/// Peers that a node connects to: validators, and some who are to become one.
+const PEERS_MAX: usize = 256;
 
 /// Keys on one list: an allow-list is looked at by people; beyond this it wants capability tokens.
 const KEYS_MAX: usize = 8_192;
 
 pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
-    let Config { node, quic, store, access, metrics: _, log } = config;
+    let Config { node, quic, store, access, ledger, metrics: _, log } = config;
     validate_node(node)?;
     validate_quic(quic)?;
     validate_store(store)?;
     validate_access(access)?;
+    validate_ledger(ledger)?;
     validate_log(log)
 }
 
@@ -79,6 +86,15 @@ fn validate_access(access: &AccessConfig) -> Result<(), ConfigError> {
         Readers::Public => Ok(()),
         Readers::Keys(keys) => key_list("access.readers", keys),
     }
+}
+
+fn validate_ledger(ledger: &LedgerConfig) -> Result<(), ConfigError> {
+    within("ledger.waiting_max", ledger.waiting_max, 1_024..=10_000_000)?;
+    within("ledger.waiting_bytes_max", ledger.waiting_bytes_max, 1 << 20..=1 << 36)?;
+    within("ledger.client_bytes_max", ledger.client_bytes_max, 1 << 20..=1 << 36)?;
+    within("ledger.outcomes_max", ledger.outcomes_max, 1_024..=1_000_000_000)?;
+    within("ledger.peers (its length)", ledger.peers.len(), 0..=PEERS_MAX)?;
+    distinct("ledger.peers", &ledger.peers.iter().map(|peer| peer.node).collect::<Vec<_>>())
 }
 
 fn validate_log(log: &LogConfig) -> Result<(), ConfigError> {

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use metanode_crypto::Identity;
@@ -41,6 +41,24 @@ pub(super) fn create(path: &Path, contents: &[u8], mode: u32) -> Result<(), Data
     if path.try_exists().map_err(DataError::io("look for", path))? {
         return Ok(());
     }
+    let aside = write_aside(path, contents, mode)?;
+    match rustix::fs::renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        // File systems without RENAME_NOREPLACE (NFS): the lock keeps others out.
+        Err(rustix::io::Errno::INVAL) => fs::rename(&aside, path).map_err(DataError::write("name", path))?,
+        Err(error) => return Err(DataError::write("name", path)(error.into())),
+    }
+    sync_folder_of(path)
+}
+
+/// Makes `path` with `contents` durably, in place of what is there.
+pub(super) fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), DataError> {
+    let aside = write_aside(path, contents, mode)?;
+    fs::rename(&aside, path).map_err(DataError::write("name", path))?;
+    sync_folder_of(path)
+}
+
+fn write_aside(path: &Path, contents: &[u8], mode: u32) -> Result<PathBuf, DataError> {
     let mut name = path.file_name().expect("names a file").to_owned();
     name.push(ASIDE);
     let aside = path.with_file_name(name);
@@ -54,12 +72,10 @@ pub(super) fn create(path: &Path, contents: &[u8], mode: u32) -> Result<(), Data
         file.sync_all()
     };
     write().map_err(DataError::write("write", &aside))?;
-    match rustix::fs::renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        // File systems without RENAME_NOREPLACE (NFS): the lock keeps others out.
-        Err(rustix::io::Errno::INVAL) => fs::rename(&aside, path).map_err(DataError::write("name", path))?,
-        Err(error) => return Err(DataError::write("name", path)(error.into())),
-    }
+    Ok(aside)
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), DataError> {
     let folder = path.parent().expect("a file lies in a folder");
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(DataError::write("sync", folder))
 }

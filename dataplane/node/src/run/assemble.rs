@@ -24,6 +24,7 @@ use crate::{
     config::{Config, QuicConfig},
     counters::ShardCounters,
     data::{DataFolder, DataLock},
+    ledger,
     metrics::{self, PageSource},
     placement,
     session::{READER_WINDOW_BYTES, RECEIVE_WINDOW_BYTES},
@@ -106,7 +107,11 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     let metrics_address = metrics_listener.as_ref().map(TcpListener::local_addr).transpose();
 
     let crypto = tls::provider(&cipher_suites(&config.quic))?;
-    let quic = quic_config(data.node_identity(), crypto, &config.quic, config.store.upload_window_bytes, count)?;
+    let window_bytes = config.store.upload_window_bytes;
+    let has_ledger = !config.ledger.genesis.is_empty();
+    let quic = quic_config(data.node_identity(), crypto.clone(), &config.quic, window_bytes, has_ledger, count)?;
+    let ticket = ticket(data.node_identity().public(), quic_address);
+    let mut ledger = ledger::prepare(data, config, crypto, quic.clone(), ticket)?;
     let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
     let config = Arc::new(config.clone());
     let state = Arc::new(NodeState {
@@ -125,9 +130,13 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     let (events_sender, events) = mpsc::channel();
     let mut commands = Vec::new();
     let forward = Mesh::<Datagram>::new(count, FORWARD_CAPACITY);
-    let mut parts = sockets.into_iter().zip(forward).zip(metanode_store::mesh(count));
+    let ledger_ports: Vec<Option<_>> = match has_ledger {
+        true => ledger::mesh(count).into_iter().map(Some).collect(),
+        false => count.iter().map(|_| None).collect(),
+    };
+    let mut parts = sockets.into_iter().zip(forward).zip(metanode_store::mesh(count)).zip(ledger_ports);
     let shards = metanode_shard::start(&started, |shard| {
-        let ((socket, forward), store_port) = parts.next().expect("one part a shard");
+        let (((socket, forward), store_port), ledger_port) = parts.next().expect("one part a shard");
         let (injector, commands_port) = Injector::new(COMMANDS_CAPACITY);
         commands.push(injector);
         let seed = Seed {
@@ -140,6 +149,8 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
             forward,
             store: store.clone(),
             store_port,
+            ledger: ledger.take(), // the first shard's
+            ledger_port,
             state: state.clone(),
             commands: commands_port,
             events: events_sender.clone(),
@@ -179,9 +190,11 @@ pub(crate) fn quic_config(
     crypto: Arc<tls::CryptoProvider>,
     config: &QuicConfig,
     window_bytes: u64,
+    has_ledger: bool,
     count: ShardCount,
 ) -> Result<metanode_quic::Config, NodeError> {
-    let tls = tls::server_with(crypto, identity, &[tls::ALPN_RELAY])?;
+    let protocols: &[&[u8]] = if has_ledger { &[tls::ALPN_RELAY, tls::ALPN_BPI] } else { &[tls::ALPN_RELAY] };
+    let tls = tls::server_with(crypto, identity, protocols)?;
     let mut quic = metanode_quic::Config::new(Arc::new(tls), &NodeSecret::of(identity));
     quic.max_concurrent_bidi_streams = config.streams_max;
     quic.idle_timeout = Duration::from_secs(config.idle_timeout_s.into());

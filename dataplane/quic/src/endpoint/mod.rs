@@ -44,6 +44,9 @@ use crate::{
 /// What a half-open connection has before another one may take its place: several round trips of any path on earth.
 const HANDSHAKE_TIME_MIN: Duration = Duration::from_secs(1);
 
+/// Bytes of an initial destination connection ID; RFC 9000 (section 7.2) asks for at least eight.
+const INITIAL_ID_BYTES: usize = 8;
+
 /// A datagram that arrived at another shard than its connection's: what travels over the mesh given to [`Endpoint::new`].
 #[derive(Debug)]
 pub struct Datagram {
@@ -69,7 +72,8 @@ pub struct Endpoint {
     shard: ShardId,
     count: ShardCount,
     config: Config,
-    transport: Arc<TransportConfig>,
+    /// Of connections that this side dials.
+    dialling: Arc<TransportConfig>,
     counters: Arc<Counters>,
     socket: WatchedSocket,
     forward: MeshPort<Datagram>,
@@ -131,7 +135,9 @@ impl Endpoint {
     ) -> io::Result<Rc<Self>> {
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let transport = Arc::new(config.transport());
-        let server = Arc::new(config.server(transport.clone()));
+        let server = Arc::new(config.server(transport));
+        let mut dialling = config.transport();
+        dialling.keep_alive_interval(config.keep_alive);
         let socket = WatchedSocket::new(socket)?;
         let allow_mtu_discovery = !socket.may_fragment();
         let mut endpoint = config.endpoint(shard, count);
@@ -143,7 +149,7 @@ impl Endpoint {
             shard,
             count,
             config,
-            transport,
+            dialling: Arc::new(dialling),
             counters,
             socket,
             forward,
@@ -181,8 +187,8 @@ impl Endpoint {
         self.connections_count.get()
     }
 
-    /// Dials. The peer must prove the key that `tls` expects. Meant for private sockets: stateless resets that come in carry
-    /// random bytes and would be steered anywhere on a shared port.
+    /// Dials the first shard of a node, which must prove the key that `tls` expects. Meant for private sockets: stateless resets that come
+    /// in carry random bytes and would be steered anywhere on a shared port.
     pub async fn connect(
         self: &Rc<Self>,
         tls: Arc<QuicClientConfig>,
@@ -190,7 +196,11 @@ impl Endpoint {
         server_name: &str,
     ) -> Result<Connection, ConnectError> {
         let mut client = ClientConfig::new(tls);
-        client.transport_config(self.transport.clone());
+        client.transport_config(self.dialling.clone());
+        let mut initial_id = [0; INITIAL_ID_BYTES];
+        fill_random(&mut initial_id).map_err(|error| ConnectError::Refused(error.to_string()))?;
+        initial_id[0] = 0; // whatever the node's number of shards, it is the first one's
+        client.initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&initial_id)));
         let dialled = self.proto.borrow_mut().connect(now(), client, address, server_name);
         let (handle, proto) = dialled.map_err(|error| ConnectError::Refused(error.to_string()))?;
         let state = self.add(handle, proto, false);

@@ -9,20 +9,22 @@ use std::{
 
 /// Wakes one waiting task; a notification before the wait is kept.
 #[derive(Debug, Default)]
-pub(crate) struct Notify {
+pub struct Notify {
     notified: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Notify {
-    pub(crate) fn notify(&self) {
+    /// Wakes it, or lets its next wait end at once.
+    pub fn notify(&self) {
         self.notified.set(true);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    pub(crate) async fn wait(&self) {
+    /// Waits for a notification.
+    pub async fn wait(&self) {
         poll_fn(|cx| {
             if self.notified.replace(false) {
                 return Poll::Ready(());
@@ -35,7 +37,7 @@ impl Notify {
 }
 
 /// A value that one task sets and another waits for.
-pub(crate) struct Slot<T>(Rc<Inner<T>>);
+pub struct Slot<T>(Rc<Inner<T>>);
 
 struct Inner<T> {
     value: Cell<Option<T>>,
@@ -48,19 +50,34 @@ impl<T> Clone for Slot<T> {
     }
 }
 
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> std::fmt::Debug for Slot<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
 impl<T> Slot<T> {
-    pub(crate) fn new() -> Self {
+    /// Without a value.
+    pub fn new() -> Self {
         Self(Rc::new(Inner { value: Cell::new(None), waker: Cell::new(None) }))
     }
 
-    pub(crate) fn set(&self, value: T) {
+    /// Sets it.
+    pub fn set(&self, value: T) {
         self.0.value.set(Some(value));
         if let Some(waker) = self.0.waker.take() {
             waker.wake();
         }
     }
 
-    pub(crate) async fn wait(&self) -> T {
+    /// Waits for the value, and takes it.
+    pub async fn wait(&self) -> T {
         poll_fn(|cx| match self.0.value.take() {
             Some(value) => Poll::Ready(value),
             None => {

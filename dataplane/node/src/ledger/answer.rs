@@ -1,0 +1,117 @@
+//! What clients ask of the ledger.
+
+use std::{rc::Rc, sync::PoisonError, time::Duration};
+
+use bytes::Bytes;
+use metanode_application::{Found, QueryError, Question, VALUE_NAME_BYTES_MAX};
+use metanode_ibft::Height;
+use metanode_ledger::{Outcome, TransactionId};
+use metanode_shard::timeout;
+use metanode_types::NodeKey;
+use metanode_wire::{
+    Refusal, RefusalCode,
+    message::{LedgerFound, TransactionState},
+};
+
+use super::{
+    incoming::{WAIT_MAX, block_bytes},
+    results::Known,
+    route::{LedgerReply, LedgerRequest},
+    status::status,
+    submit::submit,
+    validator::Validator,
+};
+
+/// Outcomes in one reply: they fit a frame's body.
+const OUTCOMES_MAX: usize = metanode_types::limits::FRAME_BODY_BYTES_MAX / Outcome::BYTES;
+
+/// Answers one request.
+pub(super) async fn answer(this: &Rc<Validator>, request: LedgerRequest) -> Result<LedgerReply, Refusal> {
+    Ok(match request {
+        LedgerRequest::Submit { sender, encoded } => LedgerReply::Submitted(submit(this, sender, encoded).await?),
+        LedgerRequest::Wait { id, wait } => LedgerReply::Transaction(wait_for(this, TransactionId(id), wait).await),
+        LedgerRequest::Status => LedgerReply::Status(Box::new(status(this))),
+        LedgerRequest::Query { kind, account, name } => {
+            LedgerReply::Found(Box::new(query(this, kind, account, name).await?))
+        }
+        LedgerRequest::Block { height, wait } => {
+            LedgerReply::Block(Box::new(block_bytes(this, Height(height), wait).await?))
+        }
+        LedgerRequest::Outcomes { height, first, wait } => outcomes(this, Height(height), first, wait).await?,
+    })
+}
+
+async fn wait_for(this: &Validator, id: TransactionId, wait: Duration) -> TransactionState {
+    let known = match this.results.of(&id) {
+        Some(known @ Known::Executed(..)) => Some(known),
+        known => timeout(wait.min(WAIT_MAX), this.results.executed(id)).await.ok().or(known),
+    };
+    // What had not come when it was asked for may have come since.
+    let known = known.or_else(|| this.results.of(&id));
+    let mut state = TransactionState { state: 0, height: 0, outcome: 0, code: 0, answer: [0; 32] };
+    match known {
+        None => {}
+        Some(Known::Waits) => state.state = 1,
+        Some(Known::Executed(height, outcome)) => {
+            (state.state, state.height) = (2, height.0);
+            match outcome {
+                Outcome::Done(answer) => state.answer = answer.0,
+                Outcome::Failed(code) => (state.outcome, state.code) = (1, code.0),
+                Outcome::Skipped(code) => (state.outcome, state.code) = (2, code.0),
+            }
+        }
+    }
+    state
+}
+
+async fn query(this: &Validator, kind: u8, account: [u8; 32], name: Vec<u8>) -> Result<LedgerFound, Refusal> {
+    let account = NodeKey(account);
+    let question = match kind {
+        1 => Question::Account(account),
+        2 if name.len() <= VALUE_NAME_BYTES_MAX => Question::Value(account, name),
+        2 => return Err(Refusal::new(RefusalCode::TooLarge, "the name is too long")),
+        _ => return Err(Refusal::new(RefusalCode::NotSupported, format!("question {kind}"))),
+    };
+    let app = this.app.clone();
+    let (height, found): (Height, Result<Found, QueryError>) = this
+        .executor
+        .run(move || {
+            let app = app.lock().unwrap_or_else(PoisonError::into_inner);
+            let height = app.executed().0;
+            (height, app.query(height, &question))
+        })
+        .await;
+    let found = found.map_err(|QueryError::NoSuchHeight| RefusalCode::NotFound)?;
+    // The ledger's part is as of the same height once the replica has heard of it, which may take a moment.
+    let system = loop {
+        let (executed, system) = {
+            let replica = this.replica.borrow();
+            (replica.chain().executed_height(), replica.chain().system().hash())
+        };
+        match executed.cmp(&height) {
+            std::cmp::Ordering::Equal => break system,
+            std::cmp::Ordering::Less => metanode_shard::yield_now().await,
+            // Another block was executed meanwhile: the answer is of a height whose part is gone.
+            std::cmp::Ordering::Greater => return Err(Refusal::busy(1)),
+        }
+    };
+    Ok(LedgerFound {
+        height: height.0,
+        key: found.key.0,
+        value: found.value,
+        beside: found.proof.beside.iter().map(|hash| hash.0).collect(),
+        found: found.proof.found.map(|(key, hash)| (key.0, hash.0)),
+        system: system.0,
+    })
+}
+
+async fn outcomes(this: &Validator, height: Height, first: u32, wait: Duration) -> Result<LedgerReply, Refusal> {
+    _ = timeout(wait.min(WAIT_MAX), this.executed.reach(height)).await; // there or not
+    let executed = this.results.block(height).ok_or(RefusalCode::NotFound)?;
+    let count = executed.outcomes.len();
+    let from = (first as usize).min(count);
+    let to = (from + OUTCOMES_MAX).min(count);
+    let mut body = Vec::with_capacity((to - from) * Outcome::BYTES);
+    executed.outcomes[from..to].iter().for_each(|(id, outcome)| body.extend(outcome.encode(id)));
+    Ok(LedgerReply::Outcomes { count: count as u32, body: Bytes::from(body) })
+}

@@ -1,0 +1,120 @@
+//! Batches: made of what waits here, taken from others, fetched when a block names one that is not here.
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use metanode_ledger::{Batch, BatchDraft};
+use metanode_replica::BatchRefusal;
+use metanode_shard::sleep;
+use metanode_store::StoreError;
+use metanode_types::{Hash, NodeKey};
+
+use super::{
+    blocks::{held, whole},
+    validator::Validator,
+};
+
+/// Pause after all were asked in vain for a batch that a block names: as long as it does, it is asked for again.
+const FETCH_PAUSE: Duration = Duration::from_millis(200);
+
+/// Makes a batch: signed, sent, stored, given to the replica.
+pub(super) async fn make(this: Rc<Validator>, draft: BatchDraft) {
+    let (chain, identity) = (this.chain, this.identity.clone());
+    let sign = move |domain: &str, message: &[u8]| Ok::<_, std::convert::Infallible>(identity.sign(domain, message));
+    let Ok(batch) = this.checks.beside(move || draft.finish(&chain, sign)).await;
+    this.links.send_batch(batch.bytes());
+    match keep(&this, &batch).await {
+        Ok(()) => this.act(|replica, now| replica.batch_here(now, &batch)),
+        Err(error) => {
+            tracing::error!("a batch of {} transactions is lost: {error}", batch.count());
+            this.act(|replica, now| replica.batch_failed(now));
+        }
+    }
+}
+
+/// On disk, and there until nobody needs it.
+async fn keep(this: &Validator, batch: &Batch) -> Result<(), StoreError> {
+    this.store.put(batch.digest(), batch.bytes().clone(), held()).await?;
+    if let Err(error) = this.batch_list.push(batch.digest()).await {
+        this.fail(format!("the list of batches: {error}"));
+    }
+    this.batches.borrow_mut().insert(batch);
+    Ok(())
+}
+
+/// What came of a batch that somebody has sent.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    Here,
+    /// It is not wanted, or could not be stored.
+    Not,
+    /// It is none, or not signed.
+    Bad,
+}
+
+async fn take(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Taken {
+    let Ok(batch) = this.checks.decode(bytes).await else { return Taken::Bad };
+    if expected.is_some_and(|digest| digest != batch.digest()) {
+        return Taken::Bad;
+    }
+    let wanted = this.replica.borrow().wants_batch(&batch.digest(), &batch.facts(), batch.bytes().len());
+    if let Err(refusal) = wanted {
+        if let BatchRefusal::Chain(error) = refusal {
+            tracing::debug!("a batch is not taken: {error}");
+        }
+        return Taken::Not;
+    }
+    if !this.checks.batch(batch.clone()).await {
+        return Taken::Bad;
+    }
+    if let Err(error) = keep(this, &batch).await {
+        tracing::error!("a batch is not stored: {error}");
+        return Taken::Not;
+    }
+    this.act(|replica, now| replica.batch_here(now, &batch));
+    Taken::Here
+}
+
+/// Somebody has sent a batch.
+pub(super) async fn came(this: &Rc<Validator>, bytes: Bytes, from: NodeKey) {
+    if take(this, bytes, None).await == Taken::Bad {
+        tracing::warn!(%from, "sent a batch whose signatures do not hold, or that is none");
+    }
+}
+
+/// Gets a batch that a block names: from the store, or from those who should have it.
+pub(super) async fn fetch(this: Rc<Validator>, digest: Hash, from: Vec<NodeKey>) {
+    if let Ok(bytes) = whole(&this.store, digest).await
+        && take(&this, bytes, Some(digest)).await == Taken::Here
+    {
+        return;
+    }
+    for key in from {
+        if this.replica.borrow().board().contains(&digest) {
+            return; // it came by itself
+        }
+        let Some(bytes) = this.links.batch(&key, digest).await else { continue };
+        if metanode_crypto::hash(&bytes) != digest {
+            tracing::warn!(from = %key, "sent something else than the batch that was asked for");
+            continue;
+        }
+        match take(&this, bytes, Some(digest)).await {
+            Taken::Here => return,
+            Taken::Bad => return this.act(|replica, now| replica.batch_is_bad(now, digest)),
+            Taken::Not => {}
+        }
+    }
+    sleep(FETCH_PAUSE).await;
+    this.act(|replica, now| replica.batch_is_missing(now, &digest));
+}
+
+/// Nobody needs these any more.
+pub(super) async fn forget(this: Rc<Validator>, digests: Vec<Hash>) {
+    for digest in digests {
+        this.batches.borrow_mut().remove(&digest);
+        match this.store.remove(digest).await {
+            Ok(()) | Err(StoreError::NotFound) => {}
+            Err(error) => tracing::warn!("batch {digest} is not removed: {error}"),
+        }
+    }
+}

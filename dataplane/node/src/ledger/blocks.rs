@@ -1,0 +1,231 @@
+//! Final blocks: stored, executed, given to others, got from others.
+//!
+//! ```text
+//! blob of a block: block length u32 | block | certificate     (as `metanode-ledger` encodes them)
+//! ```
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use metanode_crypto::hash;
+use metanode_ibft::{Certificate, Height, Message};
+use metanode_ledger::{
+    Batch, BatchError, Block, DecodeError, Done, Executed, Plan, decode_certificate, encode_certificate,
+};
+use metanode_shard::{sleep, timeout};
+use metanode_store::{Fetched, PutOptions, Store, StoreError};
+use metanode_types::{BlobKind, DurabilityClass, Hash, NodeKey};
+
+use super::validator::{SharedApplication, Validator};
+
+/// Versions of the application's state that are kept behind the last executed height, beyond the chain's lag: for proofs.
+const VERSIONS_KEPT: u64 = 16;
+
+/// Blocks whose storing may lag behind their execution.
+const STORING_BEHIND_MAX: u64 = 16;
+
+/// Pause after all were asked in vain for a block.
+const ASK_PAUSE: Duration = Duration::from_millis(200);
+
+/// A block that was asked for and has come is final here within this time, or it is asked for again.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How often a validator looks whether it is one.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long somebody who is asked waits for a block that is not there yet.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Why a block can't be read here.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// The store.
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+    /// It is no block.
+    #[error("the blob of a block: {0}")]
+    Block(#[from] DecodeError),
+    /// It names something that is no batch.
+    #[error("the blob of a batch: {0}")]
+    Batch(#[from] BatchError),
+}
+
+/// Durable, and there until it is removed.
+pub(super) fn held() -> PutOptions {
+    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None }
+}
+
+/// A blob of one chunk.
+pub(super) async fn whole(store: &Store, address: Hash) -> Result<Bytes, StoreError> {
+    match store.get(address).await? {
+        Fetched::Whole(bytes) => Ok(bytes),
+        Fetched::Large { .. } => Err(StoreError::TooLarge),
+    }
+}
+
+pub(super) fn encode(block: &Block, certificate: &Certificate) -> Vec<u8> {
+    let encoded = block.encode();
+    let mut bytes = (encoded.len() as u32).to_le_bytes().to_vec();
+    bytes.extend(encoded);
+    bytes.extend(encode_certificate(certificate));
+    bytes
+}
+
+/// The two encodings in a blob.
+pub(super) fn split(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or(DecodeError::Short)?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(DecodeError::Short)
+}
+
+/// The block at an address, and its certificate.
+pub(super) async fn read(store: &Store, address: Hash) -> Result<(Block, Certificate), ReadError> {
+    let bytes = whole(store, address).await?;
+    let (block, certificate) = split(&bytes)?;
+    Ok((Block::decode(block)?, decode_certificate(certificate)?))
+}
+
+/// The batches that a block names, from memory or the store.
+pub(super) async fn batches_of(
+    store: &Store,
+    block: &Block,
+    cached: impl Fn(&Hash) -> Option<Batch>,
+) -> Result<Vec<Batch>, ReadError> {
+    let mut batches = Vec::with_capacity(block.batches.len());
+    for digest in &block.batches {
+        batches.push(match cached(digest) {
+            Some(batch) => batch,
+            None => Batch::decode(whole(store, *digest).await?)?,
+        });
+    }
+    Ok(batches)
+}
+
+/// Executes, wherever it is called.
+pub(super) fn execute_plan(plan: Plan, app: &SharedApplication, lag: u64) -> Done {
+    let mut app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let done = plan.execute(|height, time_ms, transactions| {
+        Ok::<_, std::convert::Infallible>(app.execute(height, time_ms, transactions))
+    });
+    let Ok(done) = done;
+    app.forget_before(Height(done.executed().height.0.saturating_sub(lag + VERSIONS_KEPT)));
+    done
+}
+
+/// Stores what is final, in order.
+pub(super) async fn store(this: Rc<Validator>) {
+    loop {
+        let next = this.to_store.borrow_mut().pop_front();
+        let Some((block, certificate)) = next else {
+            this.to_store_came.wait().await;
+            continue;
+        };
+        if block.header.height <= this.stored.get() {
+            continue; // the sign state had it, and the store too
+        }
+        let bytes = Bytes::from(encode(&block, &certificate));
+        let address = hash(&bytes);
+        if let Err(error) = this.store.put(address, bytes, held()).await {
+            return this.fail(format!("block {} is not stored: {error}", block.header.height.0));
+        }
+        if let Err(error) = this.block_list.push(address).await {
+            return this.fail(format!("the list of blocks: {error}"));
+        }
+        this.block_addresses.borrow_mut().push(address);
+        this.stored.set(block.header.height);
+    }
+}
+
+/// Executes what is final, in order.
+pub(super) async fn execute(this: Rc<Validator>) {
+    loop {
+        let next = this.to_execute.borrow_mut().pop_front();
+        let Some(block) = next else {
+            this.to_execute_came.wait().await;
+            continue;
+        };
+        let height = block.header.height;
+        this.stored.reach(Height(height.0.saturating_sub(STORING_BEHIND_MAX))).await;
+        let batches = match batches_of(&this.store, &block, |digest| this.batches.borrow().get(digest).cloned()).await {
+            Ok(batches) => batches,
+            Err(error) => return this.fail(format!("block {} can't be executed: {error}", height.0)),
+        };
+        let plan = this.replica.borrow().chain().plan(&block, batches);
+        let (app, lag) = (this.app.clone(), this.genesis.lag);
+        let done = this.executor.run(move || execute_plan(plan, &app, lag)).await;
+        let executed = this.act(|replica, now| replica.executed(now, done));
+        let mut cached = this.batches.borrow_mut();
+        block.batches.iter().for_each(|digest| cached.remove(digest));
+        drop(cached);
+        note(&this, executed);
+    }
+}
+
+fn note(this: &Validator, executed: Executed) {
+    let count = this.figures.transactions.get() + executed.outcomes.len() as u64;
+    this.figures.transactions.set(count);
+    let height = executed.height;
+    this.results.add(executed);
+    this.executed.set(height);
+}
+
+/// Sends a final block to who is behind.
+pub(super) async fn help(this: Rc<Validator>, to: NodeKey, height: Height) {
+    if let Some(decided) = stored(&this, height).await {
+        this.send(Some(to), &Message::NewBlock(Box::new(decided)));
+    }
+}
+
+/// A final block, once it is stored.
+async fn stored(this: &Validator, height: Height) -> Option<(Block, Certificate)> {
+    let address = address_of(this, height)?;
+    match read(&this.store, address).await {
+        Ok(decided) => Some(decided),
+        Err(error) => {
+            tracing::warn!("block {} can't be read: {error}", height.0);
+            None
+        }
+    }
+}
+
+/// Where a final block is, if it is stored.
+pub(super) fn address_of(this: &Validator, height: Height) -> Option<Hash> {
+    let place = usize::try_from(height.0.checked_sub(1)?).ok()?;
+    this.block_addresses.borrow().get(place).copied()
+}
+
+/// Gets blocks that others have, one after the other. Who does not vote hears of none by itself, and waits at somebody's for the next.
+pub(super) async fn catch_up(this: Rc<Validator>) {
+    loop {
+        if this.replica.borrow().chain().validators().is_ok_and(|set| set.contains(&this.me())) {
+            // Looks now and then whether it still is one: who is none any more is told nothing.
+            if timeout(LOOK_PERIOD, this.behind_came.wait()).await.is_err() {
+                continue;
+            }
+        }
+        let next = this.decided.get().next();
+        let (first, wanted) = this.behind.get().unwrap_or((None, next));
+        if wanted < next {
+            this.behind.take();
+            continue;
+        }
+        // One that is known to exist is not waited for.
+        let wait = if this.behind.get().is_some() { Duration::ZERO } else { WAIT };
+        let mut asked = false;
+        for key in this.links.some_first(first) {
+            let Some(message) = this.links.block(&key, next, wait).await else { continue };
+            asked = true;
+            this.act(|replica, now| replica.message(now, message));
+            if timeout(ARRIVAL_TIME_MAX, this.decided.reach(next)).await.is_ok() {
+                break;
+            }
+        }
+        if this.decided.get() >= wanted {
+            this.behind.take();
+        } else if !asked {
+            sleep(ASK_PAUSE).await;
+        }
+        if this.behind.get().is_some() {
+            this.behind_came.notify(); // there is more
+        }
+    }
+}

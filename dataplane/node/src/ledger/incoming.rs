@@ -1,0 +1,193 @@
+//! Connections that validators, and those who follow the chain, have opened to this node.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use metanode_ibft::{Height, Message};
+use metanode_ledger::Block;
+use metanode_quic::{Connection, RecvStream, SendStream};
+use metanode_shard::{now, spawn_local, timeout};
+use metanode_types::{Hash, NodeKey};
+use metanode_wire::{
+    Frame, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, Ticket, encode,
+    message::{BatchGet, BlockGet, BlockReply, Data, PeerHello, PeerWelcome},
+};
+
+use super::{
+    batches,
+    blocks::whole,
+    links::read_frame,
+    route::LedgerRoute,
+    validator::{Detach as _, Validator},
+};
+use crate::{codes, gate::Gate, session::READER_WINDOW_BYTES};
+
+/// Bytes that a validator may have on the way here: sixteen batches.
+const VALIDATOR_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Batches of one validator that are checked and stored at a time.
+const BATCHES_MAX: usize = 4;
+
+/// How long somebody may wait for a block that is not there yet.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// Pause before a node that is not ready is asked again.
+const NOT_READY_RETRY_MS: u32 = 100;
+
+/// A connection, as its streams share it.
+struct Peer {
+    validator: Rc<Validator>,
+    connection: Connection,
+    key: NodeKey,
+    /// It is of the chain, and may say things.
+    is_greeted: Cell<bool>,
+    may_read: bool,
+    batches: Gate,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_read: bool) {
+    let (Some(key), Some(validator)) = (connection.peer_key(), route.here()) else {
+        let why = "the ledger is not ready, is not here, or on another shard";
+        return connection.close(codes::BUSY, why.as_bytes());
+    };
+    connection.set_receive_window(READER_WINDOW_BYTES);
+    let peer = Rc::new(Peer {
+        validator,
+        connection: connection.clone(),
+        key,
+        is_greeted: Cell::new(false),
+        may_read,
+        batches: Gate::new(BATCHES_MAX),
+    });
+    while let Ok((send, recv)) = connection.accept_bi().await {
+        spawn_local(stream(peer.clone(), send, recv)).detach_quietly();
+    }
+}
+
+async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
+    let mut reader = FrameReader::new(FrameLimits::default());
+    while let Some(frame) = read_frame(&mut recv, &mut reader).await {
+        let mut out = Vec::new();
+        let answer = match frame.kind {
+            Kind::PeerHello => hello(&peer, &frame, &mut out).map(|()| Bytes::new()),
+            Kind::PeerMessage if peer.is_greeted.get() => {
+                message(&peer, &frame);
+                continue;
+            }
+            Kind::PeerBatch if peer.is_greeted.get() => {
+                let place = peer.batches.enter().await;
+                let (peer, body) = (peer.clone(), frame.body);
+                spawn_local(async move {
+                    batches::came(&peer.validator, body, peer.key).await;
+                    drop(place);
+                })
+                .detach_quietly();
+                continue;
+            }
+            Kind::BlockGet | Kind::BatchGet if !(peer.may_read || peer.is_greeted.get()) => {
+                Err(RefusalCode::Forbidden.into())
+            }
+            Kind::BlockGet => block(&peer, &frame, &mut out).await.map(|()| Bytes::new()),
+            Kind::BatchGet => batch(&peer, &frame, &mut out).await,
+            other => {
+                Err(Refusal::new(RefusalCode::Forbidden, format!("{other:?} before a greeting, or from a stranger")))
+            }
+        };
+        let body = match answer {
+            Ok(body) => body,
+            Err(refusal) => {
+                out.clear();
+                encode(&mut out, frame.request, &refusal.to_message(), 0);
+                Bytes::new()
+            }
+        };
+        if send.write_chunks(&mut [out.into(), body]).await.is_err() {
+            return;
+        }
+    }
+    send.finish().ok(); // the connection may have ended
+}
+
+fn malformed(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(RefusalCode::Malformed, error.to_string())
+}
+
+fn hello(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Refusal> {
+    let hello = frame.message::<PeerHello>().map_err(malformed)?;
+    let this = &peer.validator;
+    if hello.chain != this.chain.0 {
+        let (mine, other) = (Hash(this.chain.0), Hash(hello.chain));
+        tracing::warn!(peer = %peer.key, "refused: it is of the chain {other}");
+        let why = format!("this node is of the chain {mine}, not of {other}: the genesis files differ");
+        return Err(Refusal::new(RefusalCode::Forbidden, why));
+    }
+    if !this.is_sound() {
+        return Err(Refusal::new(RefusalCode::Busy, "the ledger of this node has stopped"));
+    }
+    // Who votes now or soon, or is named in the configuration, may say things here, and is talked to.
+    let is_known = {
+        let replica = this.replica.borrow();
+        this.links.names(&peer.key) || replica.chain().system().latest().contains(&peer.key)
+    };
+    if is_known {
+        let ticket: Ticket = hello.ticket.as_str().parse().map_err(malformed)?;
+        if ticket.node != peer.key {
+            return Err(malformed("the ticket is of another node"));
+        }
+        this.links.add(&ticket);
+        peer.connection.set_receive_window(VALIDATOR_WINDOW_BYTES);
+        peer.is_greeted.set(true);
+    }
+    encode(out, frame.request, &PeerWelcome { height: this.decided.get().0 }, 0);
+    Ok(())
+}
+
+fn message(peer: &Peer, frame: &Frame) {
+    match metanode_codec::decode_message(&frame.body) {
+        Ok(message) if speaks_for_itself(&message, &peer.key) => {
+            peer.validator.act(|replica, now| replica.message(now, message));
+        }
+        Ok(message) => tracing::warn!(peer = %peer.key, signer = ?message.signer(), "a message of somebody else's"),
+        Err(error) => tracing::warn!(peer = %peer.key, "a message that is none: {error}"),
+    }
+}
+
+/// Validators say their own things, and pass final blocks on.
+fn speaks_for_itself(message: &Message<Block>, peer: &NodeKey) -> bool {
+    message.signer().is_none_or(|signer| signer == *peer)
+}
+
+/// A final block, once it is there.
+pub(super) async fn block_bytes(this: &Validator, height: Height, wait: Duration) -> Result<BlockReply, Refusal> {
+    let deadline = now() + wait.min(WAIT_MAX);
+    _ = timeout(deadline - now(), this.stored.reach(height)).await; // there or not
+    let address = super::blocks::address_of(this, height).ok_or(RefusalCode::NotFound)?;
+    let bytes = whole(&this.store, address).await.map_err(|error| crate::reply::refusal_of(&error))?;
+    let (block, certificate) = super::blocks::split(&bytes).map_err(malformed)?;
+    Ok(BlockReply { block: block.to_vec(), certificate: certificate.to_vec() })
+}
+
+async fn block(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Refusal> {
+    let get = frame.message::<BlockGet>().map_err(malformed)?;
+    let (height, wait) = (Height(get.height.to_native()), Duration::from_millis(get.wait_ms.to_native().into()));
+    encode(out, frame.request, &block_bytes(&peer.validator, height, wait).await?, 0);
+    Ok(())
+}
+
+async fn batch(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<Bytes, Refusal> {
+    let digest = Hash(frame.message::<BatchGet>().map_err(malformed)?.digest);
+    let this = &peer.validator;
+    let cached = this.batches.borrow().get(&digest).map(|batch| batch.bytes().clone());
+    let bytes = match cached {
+        Some(bytes) => bytes,
+        None => whole(&this.store, digest).await.map_err(|error| crate::reply::refusal_of(&error))?,
+    };
+    encode(out, frame.request, &Data { size_bytes: bytes.len() as u64 }, bytes.len());
+    Ok(bytes)
+}
+
+/// What is said while the chain is read.
+pub(super) fn not_ready() -> Refusal {
+    Refusal { detail: "the ledger of this node reads its chain".to_owned(), ..Refusal::busy(NOT_READY_RETRY_MS) }
+}

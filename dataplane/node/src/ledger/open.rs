@@ -1,0 +1,399 @@
+//! A ledger's folder is opened, and its chain executed from the beginning.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use metanode_application::{Application, Reference};
+use metanode_crypto::{Identity, tls};
+use metanode_ibft::{Certificate, ChainId, Record};
+use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError, system::Zip215};
+use metanode_mempool::{BoardLimits, WaitingLimits};
+use metanode_quic::{Datagram, Endpoint, PortGroup};
+use metanode_replica::{Config as ReplicaConfig, Replica};
+use metanode_shard::{Companion, ShardCount, ShardId, fs, mesh::Mesh, now, spawn_local, unix_ms};
+use metanode_store::{Store, StoreError};
+use metanode_types::{Hash, NodeKey};
+use metanode_wal::{FILE_BYTES, Opened, Opening, SignState, Wal, WalError};
+use metanode_wire::Ticket;
+
+use super::{
+    blocks::{ReadError, batches_of, execute_plan, read, whole},
+    checks::Checks,
+    files::{self, Addresses},
+    links::{Dialling, Links},
+    results::Results,
+    validator::{Detach as _, Parts, SharedApplication, Validator, clock},
+    voice::{self, Said},
+};
+use crate::{
+    config::{Config, LedgerConfig},
+    data::DataFolder,
+};
+
+/// A connection to a validator that says nothing for so long is lost, and made again.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// A packet each so often shows that it is not.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Largest genesis file: a million accounts of some hundred bytes.
+const GENESIS_BYTES_MAX: u64 = 256 << 20;
+
+/// Why a ledger can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// A file or folder.
+    #[error("can't {what} {}: {source}", path.display())]
+    Io {
+        /// A verb.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The genesis file.
+    #[error("{}: {source}", path.display())]
+    Genesis {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GenesisError,
+    },
+    /// The folder is of another chain than the genesis.
+    #[error("{} is of the chain {found}, the genesis file of {}: it was changed, or the folder is another one's", path.display(), Hash(chain.0))]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// Its chain.
+        found: String,
+        /// The genesis's.
+        chain: ChainId,
+    },
+    /// The sign state.
+    #[error("sign state: {0}")]
+    SignState(#[from] WalError),
+    /// The sign state says something that it can't.
+    #[error("sign state {}: {what}", path.display())]
+    Said {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        what: &'static str,
+    },
+    /// A block that is stored can't be read.
+    #[error("block {height}: {why}")]
+    Block {
+        /// Which.
+        height: u64,
+        /// Why not.
+        why: String,
+    },
+    /// A block that is stored does not follow.
+    #[error("block {height} does not follow: {source}")]
+    DoesNotFollow {
+        /// Which.
+        height: u64,
+        /// Why not.
+        source: BlockError,
+    },
+}
+
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> LedgerError + use<'a> {
+    move |source| LedgerError::Io { what, path: path.to_owned(), source }
+}
+
+/// What a ledger starts with.
+pub(crate) struct LedgerSeed {
+    genesis: Genesis,
+    folder: PathBuf,
+    identity: Identity,
+    sign: Option<(Opening, Opened)>,
+    config: LedgerConfig,
+    crypto: Arc<tls::CryptoProvider>,
+    quic: metanode_quic::Config,
+    listen: SocketAddr,
+    ticket: Ticket,
+}
+
+/// Reads a genesis file.
+fn read_genesis(path: &Path) -> Result<Genesis, LedgerError> {
+    let size = path.metadata().map_err(io_error("read", path))?.len();
+    if size > GENESIS_BYTES_MAX {
+        let what = io::Error::other(format!("larger than {GENESIS_BYTES_MAX} bytes"));
+        return Err(io_error("read", path)(what));
+    }
+    let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
+    Genesis::from_json(&text).map_err(|source| LedgerError::Genesis { path: path.to_owned(), source })
+}
+
+/// Opens what must be open before a node starts; `None` when it has no ledger. Waits for the disk.
+pub(crate) fn prepare(
+    data: &DataFolder,
+    config: &Config,
+    crypto: Arc<tls::CryptoProvider>,
+    quic: metanode_quic::Config,
+    ticket: Ticket,
+) -> Result<Option<LedgerSeed>, LedgerError> {
+    if config.ledger.genesis.is_empty() {
+        return Ok(None);
+    }
+    let genesis = read_genesis(&data.path().join(&config.ledger.genesis))?;
+    let (chain, folder) = (genesis.chain(), files::folder(data.path()));
+    match files::claim(&folder, &chain).map_err(io_error("open", &folder))? {
+        Ok(()) => {}
+        Err(found) => return Err(LedgerError::Foreign { path: folder, found, chain }),
+    }
+    let sign_folder = files::sign_folder(&folder);
+    let sign = match is_begun(&sign_folder) {
+        false => None,
+        true => {
+            let state = SignState::acquire(&sign_folder, chain.0, data.node_identity().clone())?;
+            Some(metanode_wal::open(state, FILE_BYTES)?)
+        }
+    };
+    let mut quic = quic;
+    (quic.idle_timeout, quic.keep_alive) = (IDLE_TIME_MAX, Some(KEEP_ALIVE));
+    Ok(Some(LedgerSeed {
+        genesis,
+        folder,
+        identity: data.node_identity().clone(),
+        sign,
+        config: config.ledger.clone(),
+        crypto,
+        quic,
+        listen: config.quic.listen,
+        ticket,
+    }))
+}
+
+fn is_begun(sign_folder: &Path) -> bool {
+    fs::exists(sign_folder.join("sign-0.wal")) || fs::exists(sign_folder.join("sign-1.wal"))
+}
+
+/// Whether the node of a data folder has a sign state for its chain.
+pub fn has_sign_state(data: &DataFolder) -> bool {
+    is_begun(&files::sign_folder(&files::folder(data.path())))
+}
+
+/// Begins a sign state for the key of a data folder and the chain of a genesis: from then on it may vote. Only for a key that has never
+/// signed on this chain, or whose earlier signatures can't matter any more: who forgets what it has signed can be made to contradict it.
+pub fn begin_sign_state(data: &DataFolder, genesis: &Genesis) -> Result<(), LedgerError> {
+    let (chain, folder) = (genesis.chain(), files::folder(data.path()));
+    match files::claim(&folder, &chain).map_err(io_error("open", &folder))? {
+        Ok(()) => {}
+        Err(found) => return Err(LedgerError::Foreign { path: folder, found, chain }),
+    }
+    let state = SignState::acquire(&files::sign_folder(&folder), chain.0, data.node_identity().clone())?;
+    // It knows of nothing that was signed up to here.
+    let path = folder.join("blocks");
+    let stored = if fs::exists(&path) { path.metadata().map_err(io_error("read", &path))?.len() } else { 0 };
+    metanode_wal::create(state, FILE_BYTES, &[voice::mark(files::places(stored))])?;
+    Ok(())
+}
+
+/// What the chain of a folder comes to.
+struct Opened0 {
+    chain: Chain,
+    app: SharedApplication,
+    results: Results,
+    /// Digests that blocks have named.
+    named: HashSet<Hash>,
+    /// Blocks that the sign state has decided, and the store does not have.
+    unstored: Vec<(Block, Certificate)>,
+}
+
+/// Starts a ledger on this shard: its chain is executed first.
+pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator>, LedgerError> {
+    let LedgerSeed { genesis, folder, identity, sign, config, crypto, quic, listen, ticket } = seed;
+    let (id, began) = (genesis.chain(), now());
+    let (blocks_path, batches_path) = (folder.join("blocks"), folder.join("batches"));
+    let (block_list, addresses) =
+        Addresses::open(blocks_path.clone(), id).await.map_err(io_error("open", &blocks_path))?;
+    let (batch_list, arrived) =
+        Addresses::open(batches_path.clone(), id).await.map_err(io_error("open", &batches_path))?;
+    let sign_folder = files::sign_folder(&folder);
+    let (wal, said) = match sign {
+        None => (None, Said::default()),
+        Some((opening, opened)) => {
+            let said =
+                voice::read(&opened.records).map_err(|what| LedgerError::Said { path: sign_folder.clone(), what })?;
+            (Some(Wal::start(opening)?), said)
+        }
+    };
+    let executor = Companion::start("execute", 1).map_err(io_error("start a thread for", &folder))?;
+    let checks = Checks::start(id).map_err(io_error("start a thread for", &folder))?;
+
+    let opened = replay(&genesis, &store, &executor, &addresses, &said, config.outcomes_max as usize).await?;
+    let silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
+    let batches = open_batches(&store, &opened, &arrived).await;
+    let digests: Vec<Hash> = batches.iter().map(Batch::digest).collect();
+    batch_list.replace(&digests).await.map_err(io_error("write", &batches_path))?;
+
+    let endpoint = dialling_endpoint(listen, quic).map_err(io_error("make a socket for", &folder))?;
+    let links = Links::new(Dialling { endpoint, identity: identity.clone(), crypto, ticket, chain: id }, &config.peers);
+    let replica = Replica::restore(
+        replica_config(&config, identity.public()),
+        &genesis,
+        opened.chain,
+        &batches,
+        &said.records,
+        silent.is_none(),
+        clock(began),
+    );
+    if let Some(why) = &silent {
+        tracing::warn!("this node says nothing on the chain: {why}");
+    }
+    tracing::info!(
+        chain = %Hash(id.0), name = genesis.name, height = replica.chain().tip().height.0, batches = batches.len(),
+        "the ledger is open, after {:.1} s", (now() - began).as_secs_f64()
+    );
+    let this = Validator::new(Parts {
+        genesis,
+        identity,
+        store,
+        replica,
+        wal,
+        app: opened.app,
+        executor,
+        checks,
+        block_list,
+        batch_list,
+        block_addresses: addresses,
+        links,
+        results: opened.results,
+        silent,
+        began,
+    });
+    batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
+    this.to_store.borrow_mut().extend(opened.unstored);
+    this.run();
+    this.links.start(&this);
+    Ok(this)
+}
+
+fn replica_config(config: &LedgerConfig, me: NodeKey) -> ReplicaConfig {
+    ReplicaConfig {
+        me: Some(me),
+        waiting: WaitingLimits {
+            transactions_max: config.waiting_max as usize,
+            bytes_max: config.waiting_bytes_max as usize,
+            peer_bytes_max: config.client_bytes_max as usize,
+            ..WaitingLimits::default()
+        },
+        board: BoardLimits::default(),
+        batch_number: unix_ms(), // above those of former lives
+        verifier: Rc::new(Zip215),
+    }
+}
+
+/// Why a node that could vote does not.
+fn reason_for_silence(has_sign_state: bool, said: &Said, stored: u64) -> Option<String> {
+    if !has_sign_state {
+        let why = "there is no sign state for its key: what it has signed before, if anything, is not known";
+        return Some(format!("{why} (`metanode ledger sign` begins one)"));
+    }
+    (said.height < stored).then(|| {
+        format!(
+            "its sign state ends at height {}, the chain here at {stored}: it is older, so what the key has signed since is not known",
+            said.height
+        )
+    })
+}
+
+/// Executes what is stored, and what the sign state has decided beyond that.
+async fn replay(
+    genesis: &Genesis,
+    store: &Store,
+    executor: &Companion,
+    addresses: &[Hash],
+    said: &Said,
+    outcomes_max: usize,
+) -> Result<Opened0, LedgerError> {
+    let reference = Reference::new(genesis);
+    let root = reference.executed().1;
+    let mut this = Opened0 {
+        chain: Chain::new(genesis, &root),
+        app: Arc::new(Mutex::new(Box::new(reference))),
+        results: Results::new(outcomes_max),
+        named: HashSet::new(),
+        unstored: Vec::new(),
+    };
+    for address in addresses {
+        let height = this.chain.tip().height.next().0;
+        let failed = |error: ReadError| LedgerError::Block { height, why: error.to_string() };
+        let (block, _) = read(store, *address).await.map_err(failed)?;
+        follow(&mut this, genesis, store, executor, &block).await?;
+    }
+    for record in &said.records {
+        if let Record::Decision(decided) = record
+            && decided.0.header.height == this.chain.tip().height.next()
+        {
+            // It was decided by one who had all batches, or is to get them: then others have them still.
+            if batches_of(store, &decided.0, |_| None).await.is_err() {
+                break;
+            }
+            follow(&mut this, genesis, store, executor, &decided.0).await?;
+            this.unstored.push((**decided).clone());
+        }
+    }
+    Ok(this)
+}
+
+async fn follow(
+    this: &mut Opened0,
+    genesis: &Genesis,
+    store: &Store,
+    executor: &Companion,
+    block: &Block,
+) -> Result<(), LedgerError> {
+    let height = this.chain.tip().height.next().0;
+    let batches = batches_of(store, block, |_| None).await;
+    let batches = batches.map_err(|error| LedgerError::Block { height, why: error.to_string() })?;
+    let facts: Vec<_> = batches.iter().map(Batch::facts).collect();
+    this.chain.check(block, &facts).map_err(|source| LedgerError::DoesNotFollow { height, source })?;
+    this.chain.decided(block, &facts);
+    this.named.extend(&block.batches);
+    let (plan, app, lag) = (this.chain.plan(block, batches), this.app.clone(), genesis.lag);
+    let done = executor.run(move || execute_plan(plan, &app, lag)).await;
+    let executed = this.chain.executed(done);
+    this.results.add(executed);
+    Ok(())
+}
+
+/// Batches that no block has named yet and one may name still. The others are removed, as far as no block has named them.
+async fn open_batches(store: &Store, opened: &Opened0, arrived: &[Hash]) -> Vec<Batch> {
+    let mut open = Vec::new();
+    for digest in arrived.iter().filter(|digest| !opened.named.contains(*digest)) {
+        let Ok(bytes) = whole(store, *digest).await else { continue };
+        let Ok(batch) = Batch::decode(bytes) else { continue };
+        if opened.chain.check_batch(digest, &batch.facts()).is_ok() {
+            open.push(batch);
+            continue;
+        }
+        match store.remove(*digest).await {
+            Ok(()) | Err(StoreError::NotFound) => {}
+            Err(error) => tracing::warn!("batch {digest} is not removed: {error}"),
+        }
+    }
+    open
+}
+
+/// A socket to dial from.
+fn dialling_endpoint(listen: SocketAddr, config: metanode_quic::Config) -> io::Result<Rc<Endpoint>> {
+    let one = ShardCount::new(1).expect("one is within the limit");
+    let (_, mut sockets) = PortGroup::bind(SocketAddr::new(listen.ip(), 0), one)?;
+    let socket = sockets.pop().expect("one socket for one shard");
+    let forward = Mesh::<Datagram>::new(one, 1).pop().expect("one port for one shard");
+    let endpoint = Endpoint::new(socket, config, ShardId(0), one, forward)?;
+    endpoint.begin_shutdown(); // nobody is to come in here
+    spawn_local(endpoint.clone().run(|_| ())).detach_quietly();
+    Ok(endpoint)
+}

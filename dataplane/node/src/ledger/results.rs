@@ -1,0 +1,203 @@
+//! What became of transactions, as long as it is in memory.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use metanode_ibft::Height;
+use metanode_ledger::{Executed, Outcome, TransactionId};
+
+/// What is known of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It waits, or is in a batch.
+    Waits,
+    /// The block of this height has it.
+    Executed(Height, Outcome),
+}
+
+/// Outcomes of the latest blocks, and the names of transactions that wait.
+#[derive(Debug)]
+pub(super) struct Results(RefCell<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    outcomes_max: usize,
+    /// By height, the latest last; they follow each other.
+    blocks: VecDeque<Rc<Executed>>,
+    count: usize,
+    /// Where a transaction is: its block, and its place there.
+    places: HashMap<TransactionId, (Height, u32)>,
+    /// Until this height.
+    waiting: HashMap<TransactionId, Height>,
+    askers: HashMap<TransactionId, Vec<(u64, Waker)>>,
+    next_ticket: u64,
+}
+
+impl Results {
+    pub(super) fn new(outcomes_max: usize) -> Self {
+        Self(RefCell::new(Inner {
+            outcomes_max,
+            blocks: VecDeque::new(),
+            count: 0,
+            places: HashMap::new(),
+            waiting: HashMap::new(),
+            askers: HashMap::new(),
+            next_ticket: 0,
+        }))
+    }
+
+    /// A transaction waits from now on.
+    pub(super) fn waits(&self, id: TransactionId, expiry: Height) {
+        self.0.borrow_mut().waiting.insert(id, expiry);
+    }
+
+    /// It was not taken.
+    pub(super) fn does_not_wait(&self, id: &TransactionId) {
+        self.0.borrow_mut().waiting.remove(id);
+    }
+
+    /// A block was executed.
+    pub(super) fn add(&self, executed: Executed) {
+        let mut this = self.0.borrow_mut();
+        let this = &mut *this;
+        let height = executed.height;
+        for (place, (id, outcome)) in executed.outcomes.iter().enumerate() {
+            // What was skipped may have been executed before, or be executed later.
+            let is_final = !matches!(outcome, Outcome::Skipped(_));
+            if is_final || !this.places.contains_key(id) {
+                this.places.insert(*id, (height, place as u32));
+            }
+            this.waiting.remove(id);
+            if let Some(askers) = this.askers.remove(id) {
+                askers.into_iter().for_each(|(_, waker)| waker.wake());
+            }
+        }
+        this.count += executed.outcomes.len();
+        this.blocks.push_back(Rc::new(executed));
+        while this.count > this.outcomes_max && this.blocks.len() > 1 {
+            let oldest = this.blocks.pop_front().expect("there are two at least");
+            this.count -= oldest.outcomes.len();
+            for (id, _) in &oldest.outcomes {
+                if this.places.get(id).is_some_and(|(at, _)| *at == oldest.height) {
+                    this.places.remove(id);
+                }
+            }
+        }
+        if height.0.is_multiple_of(EXPIRY_PERIOD) {
+            this.waiting.retain(|_, expiry| *expiry > height);
+        }
+    }
+
+    /// What is known of a transaction.
+    pub(super) fn of(&self, id: &TransactionId) -> Option<Known> {
+        self.0.borrow().of(id)
+    }
+
+    /// Waits until a transaction is executed.
+    pub(super) fn executed(&self, id: TransactionId) -> Asking<'_> {
+        Asking { results: self, id, ticket: None }
+    }
+
+    /// The outcomes of a block, if they are kept.
+    pub(super) fn block(&self, height: Height) -> Option<Rc<Executed>> {
+        let this = self.0.borrow();
+        let first = this.blocks.front()?.height;
+        this.blocks.get(usize::try_from(height.0.checked_sub(first.0)?).ok()?).cloned()
+    }
+}
+
+/// See [`Results::executed`].
+pub(super) struct Asking<'a> {
+    results: &'a Results,
+    id: TransactionId,
+    ticket: Option<u64>,
+}
+
+impl Future for Asking<'_> {
+    type Output = Known;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Known> {
+        let mut this = self.results.0.borrow_mut();
+        if let Some(known @ Known::Executed(..)) = this.of(&self.id) {
+            return Poll::Ready(known);
+        }
+        let ticket = self.ticket.unwrap_or(this.next_ticket);
+        let askers = this.askers.entry(self.id).or_default();
+        match askers.iter_mut().find(|(number, _)| *number == ticket) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => {
+                askers.push((ticket, cx.waker().clone()));
+                this.next_ticket = this.next_ticket.max(ticket + 1);
+            }
+        }
+        drop(this);
+        self.ticket = Some(ticket);
+        Poll::Pending
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let mut this = self.results.0.borrow_mut();
+        if let Some(askers) = this.askers.get_mut(&self.id) {
+            askers.retain(|(number, _)| *number != ticket);
+            if askers.is_empty() {
+                this.askers.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// How many blocks apart it is looked for those that wait for ever.
+const EXPIRY_PERIOD: u64 = 64;
+
+impl Inner {
+    fn of(&self, id: &TransactionId) -> Option<Known> {
+        if let Some((height, place)) = self.places.get(id) {
+            let first = self.blocks.front().expect("a place is in a block").height;
+            let block = &self.blocks[(height.0 - first.0) as usize];
+            return Some(Known::Executed(*height, block.outcomes[*place as usize].1));
+        }
+        self.waiting.contains_key(id).then_some(Known::Waits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metanode_ledger::Code;
+    use metanode_types::Hash;
+
+    use super::*;
+
+    fn id(number: u8) -> TransactionId {
+        TransactionId([number; 32])
+    }
+
+    fn executed(height: u64, outcomes: Vec<(TransactionId, Outcome)>) -> Executed {
+        Executed { height: Height(height), app_hash: Hash([0; 32]), results_root: Hash([0; 32]), outcomes }
+    }
+
+    #[test]
+    fn the_latest_are_kept_and_what_was_executed_beats_what_was_skipped() {
+        let results = Results::new(3);
+        results.waits(id(1), Height(9));
+        assert_eq!(results.of(&id(1)), Some(Known::Waits));
+        let skipped = Outcome::Skipped(Code::NONCE_TOO_HIGH);
+        results.add(executed(1, vec![(id(1), skipped), (id(2), Outcome::DONE)]));
+        assert_eq!(results.of(&id(1)), Some(Known::Executed(Height(1), skipped)));
+        results.add(executed(2, vec![(id(1), Outcome::DONE)]));
+        assert_eq!(results.of(&id(1)), Some(Known::Executed(Height(2), Outcome::DONE)));
+        let late = Outcome::Skipped(Code::NONCE_USED);
+        results.add(executed(3, vec![(id(1), late)]));
+        assert_eq!(results.of(&id(1)), Some(Known::Executed(Height(2), Outcome::DONE)));
+        assert_eq!((results.of(&id(2)), results.block(Height(1))), (None, None), "too long ago");
+        assert_eq!(results.block(Height(3)).unwrap().outcomes, [(id(1), late)]);
+        assert_eq!(results.block(Height(4)), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! Transactions of clients: read, checked, handed to the replica.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use metanode_ibft::{Evidence, Height};
+use metanode_ledger::{Code, Kind, Transaction, TransactionDraft, TransactionError, TransactionId, system};
+use metanode_mempool as mempool;
+use metanode_replica::SubmitRefusal;
+use metanode_types::{NodeKey, limits::SUBMIT_TRANSACTIONS_MAX};
+use metanode_wire::{Refusal, RefusalCode, TransactionRefusal, message::TransactionRefused};
+
+use super::{checks::all_of, validator::Validator};
+
+/// Who sends, and what that permits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sender {
+    pub(crate) key: NodeKey,
+    /// It may write to this node.
+    pub(crate) may_write: bool,
+}
+
+/// Takes transactions that lie one behind the other; those that are refused, with their places.
+pub(super) async fn submit(
+    this: &Rc<Validator>,
+    sender: Sender,
+    encoded: Bytes,
+) -> Result<Vec<TransactionRefused>, Refusal> {
+    if let Some(why) = this.failed.borrow().as_ref() {
+        return Err(Refusal::new(RefusalCode::Storage, format!("the ledger of this node has stopped: {why}")));
+    }
+    if !this.replica.borrow().chain().validators().is_ok_and(|set| set.contains(&this.me())) {
+        let why = "transactions to a node that is no validator now: send them to one (`metanode node validators`)";
+        return Err(Refusal::new(RefusalCode::NotSupported, why));
+    }
+    let count = count(&encoded)?;
+    let mut refusals: Vec<Option<TransactionRefusal>> = prefilter(this, sender, &encoded);
+    if refusals.iter().all(Option::is_some) {
+        return Ok(messages(&refusals));
+    }
+    if all_of(&encoded).any(|transaction| transaction.signature.is_some()) {
+        for place in this.checks.transactions(encoded.clone()).await {
+            refusals[place].get_or_insert(TransactionRefusal::BadSignature);
+        }
+    }
+    let mut executed: Vec<u64> = vec![0; count];
+    if all_of(&encoded).any(|transaction| transaction.kind == Kind::Application) {
+        let (app, bytes) = (this.app.clone(), encoded.clone());
+        let answers: Vec<Result<u64, Code>> = this
+            .executor
+            .run(move || {
+                let app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let of = |transaction: Transaction<'_>| match transaction.kind {
+                    Kind::Application => match app.check(&transaction) {
+                        Ok(()) => Ok(app.next_nonce(&transaction.account)),
+                        Err(code) => Err(code),
+                    },
+                    _ => Ok(0),
+                };
+                all_of(&bytes).map(of).collect()
+            })
+            .await;
+        for (place, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Ok(nonce) => executed[place] = nonce,
+                Err(code) => _ = refusals[place].get_or_insert(TransactionRefusal::Application(code.0)),
+            }
+        }
+    }
+    let good = all_of(&encoded).enumerate().filter(|(place, _)| refusals[*place].is_none());
+    let (places, good): (Vec<usize>, Vec<(Transaction<'_>, u64)>) =
+        good.map(|(place, transaction)| (place, (transaction, executed[place]))).unzip();
+    let ids: Vec<(TransactionId, Height)> = good.iter().map(|(it, _)| (it.id(&this.chain), it.expiry)).collect();
+    // Before they can be executed.
+    let fresh: Vec<bool> = ids.iter().map(|(id, _)| this.results.of(id).is_none()).collect();
+    ids.iter().zip(&fresh).filter(|(_, fresh)| **fresh).for_each(|((id, expiry), _)| this.results.waits(*id, *expiry));
+    let verdicts = this.act(|replica, now| replica.submit_all(now, sender.key, good));
+    for ((place, verdict), ((id, _), fresh)) in places.into_iter().zip(verdicts).zip(ids.iter().zip(&fresh)) {
+        if let Err(refusal) = verdict {
+            refusals[place] = Some(of_refusal(refusal));
+            if *fresh {
+                this.results.does_not_wait(id);
+            }
+        }
+    }
+    Ok(messages(&refusals))
+}
+
+fn messages(refusals: &[Option<TransactionRefusal>]) -> Vec<TransactionRefused> {
+    let places = refusals.iter().enumerate();
+    places.filter_map(|(place, refusal)| Some((*refusal)?.to_message(place as u32))).collect()
+}
+
+/// How many there are, if all can be read.
+fn count(encoded: &[u8]) -> Result<usize, Refusal> {
+    let (mut rest, mut count) = (encoded, 0);
+    while !rest.is_empty() {
+        let malformed = |error| Refusal::new(RefusalCode::Malformed, format!("transaction {count}: {error}"));
+        rest = Transaction::decode_first(rest).map_err(malformed)?.1;
+        count += 1;
+    }
+    match count {
+        0 => Err(Refusal::new(RefusalCode::Malformed, "no transaction")),
+        1..=SUBMIT_TRANSACTIONS_MAX => Ok(count),
+        _ => {
+            let why = format!("{count} transactions; at most {SUBMIT_TRANSACTIONS_MAX} are taken at a time");
+            Err(Refusal::new(RefusalCode::TooLarge, why))
+        }
+    }
+}
+
+/// What can be refused without much work.
+fn prefilter(this: &Validator, sender: Sender, encoded: &[u8]) -> Vec<Option<TransactionRefusal>> {
+    let replica = this.replica.borrow();
+    let mut bytes = 0;
+    let verdict = |transaction: Transaction<'_>| {
+        if transaction.kind == Kind::Opaque && !sender.may_write {
+            return Some(TransactionRefusal::NotPermitted);
+        }
+        bytes += transaction.bytes().len();
+        let chain = replica.chain().check_transaction(&transaction).map_err(SubmitRefusal::Chain);
+        let room = replica.waiting().has_room(&sender.key, bytes).map_err(SubmitRefusal::Waiting);
+        chain.and(room).err().map(of_refusal)
+    };
+    all_of(encoded).map(verdict).collect()
+}
+
+fn of_refusal(refusal: SubmitRefusal) -> TransactionRefusal {
+    match refusal {
+        SubmitRefusal::Chain(error) => match error {
+            TransactionError::Malformed(_) => TransactionRefusal::Malformed,
+            TransactionError::TooLarge(bytes) => TransactionRefusal::TooLarge(bytes as u64),
+            TransactionError::Unsigned => TransactionRefusal::Unsigned,
+            TransactionError::BadSignature => TransactionRefusal::BadSignature,
+            TransactionError::NotAValidator => TransactionRefusal::NotAValidator,
+            TransactionError::Expired(height) => TransactionRefusal::Expired(height.0),
+            TransactionError::ExpiresTooLate(height) => TransactionRefusal::ExpiresTooLate(height.0),
+        },
+        SubmitRefusal::Waiting(refusal) => match refusal {
+            mempool::Refusal::Full => TransactionRefusal::Full,
+            mempool::Refusal::PeerFull => TransactionRefusal::PeerFull,
+            mempool::Refusal::AccountFull => TransactionRefusal::AccountFull,
+            mempool::Refusal::NonceUsed { nonce, next } => TransactionRefusal::NonceUsed { nonce, next },
+            mempool::Refusal::NonceTooHigh { nonce, next } => TransactionRefusal::NonceTooHigh { nonce, next },
+            mempool::Refusal::Known => TransactionRefusal::Known,
+            mempool::Refusal::FeeTooLow { needed } => TransactionRefusal::FeeTooLow(needed),
+        },
+    }
+}
+
+/// Puts evidence on the chain.
+pub(super) async fn accuse(this: Rc<Validator>, evidence: Evidence, expiry: Height) {
+    let payload = system::encode_evidence(&evidence);
+    let draft =
+        TransactionDraft { kind: Kind::Evidence, account: this.me(), nonce: 0, fee: 0, expiry, payload: &payload };
+    let sign = |domain: &str, message: &[u8]| Ok::<_, std::convert::Infallible>(this.identity.sign(domain, message));
+    let Ok(encoded) = draft.encode(&this.chain, sign);
+    let me = Sender { key: this.me(), may_write: true };
+    match submit(&this, me, encoded.into()).await {
+        Ok(refused) if refused.is_empty() => {}
+        Ok(refused) => tracing::warn!(?refused, "evidence was not taken"),
+        Err(refusal) => tracing::warn!(%refusal, "evidence was not taken"),
+    }
+}

@@ -1,0 +1,406 @@
+//! What the tasks of a ledger share.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use metanode_application::Application;
+use metanode_crypto::Identity;
+use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Timer, View};
+use metanode_ledger::{Batch, Block, Genesis};
+use metanode_replica::{Effect, Replica};
+use metanode_shard::{Companion, Task, local::Notify, metrics::Histogram, now, spawn_local, timeout, unix_ms};
+use metanode_store::Store;
+use metanode_types::{Hash, NodeKey};
+use metanode_wal::Wal;
+use rustc_hash::FxHashMap;
+
+use super::{batches, blocks, checks::Checks, files::Addresses, links::Links, results::Results, submit, voice};
+
+/// Bytes of batches that are kept in memory until they are executed; more are read from the store again.
+const BATCHES_CACHED_BYTES_MAX: usize = 64 << 20;
+
+/// Times from proposal to quorum that are kept for those who ask.
+const FINALITY_KEPT: usize = 8_192;
+
+/// What executes transactions, where it may wait.
+pub(super) type SharedApplication = Arc<Mutex<Box<dyn Application + Send>>>;
+
+/// See the module.
+pub(crate) struct Validator {
+    pub(super) chain: ChainId,
+    pub(super) genesis: Genesis,
+    pub(super) identity: Identity,
+    pub(super) store: Store,
+    pub(super) replica: RefCell<Replica>,
+    /// `None`: it only observes.
+    pub(super) wal: Option<Wal>,
+    pub(super) app: SharedApplication,
+    /// Where the application works.
+    pub(super) executor: Companion,
+    pub(super) checks: Checks,
+    pub(super) block_list: Addresses,
+    pub(super) batch_list: Addresses,
+    /// Addresses of the blocks' blobs, by height from 1.
+    pub(super) block_addresses: RefCell<Vec<Hash>>,
+    pub(super) batches: RefCell<Cached>,
+    pub(super) links: Links,
+    pub(super) results: Results,
+    /// What is done in order, see [`voice`].
+    pub(super) ordered: RefCell<VecDeque<Ordered>>,
+    pub(super) ordered_came: Notify,
+    pub(super) to_store: RefCell<VecDeque<(Block, Certificate)>>,
+    pub(super) to_store_came: Notify,
+    pub(super) stored: Progress,
+    pub(super) to_execute: RefCell<VecDeque<Block>>,
+    pub(super) to_execute_came: Notify,
+    /// Final heights.
+    pub(super) decided: Progress,
+    pub(super) executed: Progress,
+    timers: RefCell<[Option<(Timer, Instant)>; 3]>,
+    timers_changed: Notify,
+    /// Whom to ask for the next blocks, and up to which height there are some.
+    pub(super) behind: Cell<Option<(Option<NodeKey>, Height)>>,
+    pub(super) behind_came: Notify,
+    began: Instant,
+    /// Why this node says nothing although it could.
+    pub(super) silent: RefCell<Option<String>>,
+    /// Why the ledger does not go on.
+    pub(super) failed: RefCell<Option<String>>,
+    pub(super) figures: Figures,
+    proposed: Cell<Option<(View, Instant)>>,
+    pub(super) tasks: RefCell<Vec<Task<()>>>,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    /// The latest times from proposal to quorum of commits, of this node's proposals.
+    pub(super) finality: RefCell<VecDeque<Duration>>,
+    pub(super) timeouts: Cell<u64>,
+    pub(super) transactions: Cell<u64>,
+    pub(super) syncs: Histogram,
+    /// Messages that counted for nothing.
+    pub(super) refused: Cell<u64>,
+}
+
+/// Effects whose order counts.
+#[derive(Debug)]
+pub(super) enum Ordered {
+    Persist(Record<Block>),
+    Cast(Draft<Block>),
+    Send { to: Option<NodeKey>, message: Message<Block> },
+    Help { to: NodeKey, height: Height },
+    Store { block: Block, certificate: Certificate },
+    Execute(Block),
+}
+
+/// A height that only grows, and those who wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    height: Cell<u64>,
+    waiting: RefCell<Vec<std::task::Waker>>,
+}
+
+impl Progress {
+    pub(super) fn new(height: Height) -> Self {
+        Self { height: Cell::new(height.0), waiting: RefCell::default() }
+    }
+
+    pub(super) fn get(&self) -> Height {
+        Height(self.height.get())
+    }
+
+    pub(super) fn set(&self, height: Height) {
+        if height.0 > self.height.get() {
+            self.height.set(height.0);
+            self.waiting.take().into_iter().for_each(std::task::Waker::wake);
+        }
+    }
+
+    /// Waits until it is there.
+    pub(super) async fn reach(&self, height: Height) {
+        std::future::poll_fn(|cx| {
+            if self.height.get() >= height.0 {
+                return std::task::Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Batches in memory.
+#[derive(Debug, Default)]
+pub(super) struct Cached {
+    batches: FxHashMap<Hash, Batch>,
+    bytes: usize,
+}
+
+impl Cached {
+    pub(super) fn insert(&mut self, batch: &Batch) {
+        let bytes = batch.bytes().len();
+        if self.bytes + bytes <= BATCHES_CACHED_BYTES_MAX
+            && self.batches.insert(batch.digest(), batch.clone()).is_none()
+        {
+            self.bytes += bytes;
+        }
+    }
+
+    pub(super) fn get(&self, digest: &Hash) -> Option<&Batch> {
+        self.batches.get(digest)
+    }
+
+    pub(super) fn remove(&mut self, digest: &Hash) {
+        if let Some(batch) = self.batches.remove(digest) {
+            self.bytes -= batch.bytes().len();
+        }
+    }
+}
+
+/// What a validator is made of.
+pub(super) struct Parts {
+    pub(super) genesis: Genesis,
+    pub(super) identity: Identity,
+    pub(super) store: Store,
+    pub(super) replica: Replica,
+    pub(super) wal: Option<Wal>,
+    pub(super) app: SharedApplication,
+    pub(super) executor: Companion,
+    pub(super) checks: Checks,
+    pub(super) block_list: Addresses,
+    pub(super) batch_list: Addresses,
+    pub(super) block_addresses: Vec<Hash>,
+    pub(super) links: Links,
+    pub(super) results: Results,
+    pub(super) silent: Option<String>,
+    pub(super) began: Instant,
+}
+
+impl Validator {
+    pub(super) fn new(parts: Parts) -> Rc<Self> {
+        let stored = Height(parts.block_addresses.len() as u64);
+        let tip = parts.replica.chain().tip().height;
+        Rc::new(Self {
+            chain: *parts.replica.chain().id(),
+            genesis: parts.genesis,
+            identity: parts.identity,
+            store: parts.store,
+            replica: RefCell::new(parts.replica),
+            wal: parts.wal,
+            app: parts.app,
+            executor: parts.executor,
+            checks: parts.checks,
+            block_list: parts.block_list,
+            batch_list: parts.batch_list,
+            block_addresses: RefCell::new(parts.block_addresses),
+            batches: RefCell::default(),
+            links: parts.links,
+            results: parts.results,
+            ordered: RefCell::default(),
+            ordered_came: Notify::default(),
+            to_store: RefCell::default(),
+            to_store_came: Notify::default(),
+            stored: Progress::new(stored),
+            to_execute: RefCell::default(),
+            to_execute_came: Notify::default(),
+            decided: Progress::new(tip),
+            executed: Progress::new(tip),
+            timers: RefCell::default(),
+            timers_changed: Notify::default(),
+            behind: Cell::default(),
+            behind_came: Notify::default(),
+            began: parts.began,
+            silent: RefCell::new(parts.silent),
+            failed: RefCell::default(),
+            figures: Figures::default(),
+            proposed: Cell::default(),
+            tasks: RefCell::default(),
+        })
+    }
+
+    /// Starts what goes on as long as the node does.
+    pub(super) fn run(self: &Rc<Self>) {
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.push(spawn_local(voice::run(self.clone())));
+        tasks.push(spawn_local(blocks::store(self.clone())));
+        tasks.push(spawn_local(blocks::execute(self.clone())));
+        tasks.push(spawn_local(blocks::catch_up(self.clone())));
+        tasks.push(spawn_local(keep_time(self.clone())));
+        drop(tasks);
+        self.act(|_, _| ()); // what it begins with
+    }
+
+    /// The time, as the protocol has it.
+    pub(super) fn now(&self) -> Now {
+        clock(self.began)
+    }
+
+    pub(super) fn me(&self) -> NodeKey {
+        self.identity.public()
+    }
+
+    /// Gives the replica an input; what follows from it is begun.
+    pub(super) fn act<R>(self: &Rc<Self>, work: impl FnOnce(&mut Replica, Now) -> R) -> R {
+        let mut replica = self.replica.borrow_mut();
+        let result = work(&mut replica, self.now());
+        // A task begins when it is spawned, and may act at once: after all that comes before it.
+        let mut tasks: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+        while let Some(effect) = replica.poll() {
+            tasks.extend(self.perform(effect, &replica));
+        }
+        let tip = replica.chain().tip().height;
+        drop(replica);
+        self.decided.set(tip);
+        tasks.into_iter().for_each(|task| spawn_local(task).detach_quietly());
+        result
+    }
+
+    /// Does what can be done at once, and queues what has an order; the rest is a task.
+    fn perform(self: &Rc<Self>, effect: Effect, replica: &Replica) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
+        let ordered = match effect {
+            Effect::Persist(record) => Ordered::Persist(record),
+            Effect::Cast(draft) => {
+                if let Draft::Proposal { payload, .. } = &draft {
+                    self.proposed.set(Some((payload.view, now())));
+                }
+                Ordered::Cast(draft)
+            }
+            Effect::Send { to, message } => Ordered::Send { to, message },
+            Effect::Help { to, height } => Ordered::Help { to, height },
+            Effect::Store { block, certificate } => {
+                self.note_finality(&certificate);
+                Ordered::Store { block, certificate }
+            }
+            Effect::Execute(block) => Ordered::Execute(block),
+            Effect::SetTimer { timer, after } => {
+                let kind = match timer {
+                    Timer::Round(_) => 0,
+                    Timer::Resend(_) => 1,
+                    Timer::Empty(_) => 2,
+                };
+                self.timers.borrow_mut()[kind] = Some((timer, now() + after));
+                self.timers_changed.notify();
+                return None;
+            }
+            Effect::MakeBatch(draft) => return Some(Box::pin(batches::make(self.clone(), draft))),
+            Effect::FetchBatch { digest, from } => return Some(Box::pin(batches::fetch(self.clone(), digest, from))),
+            Effect::CatchUp { from, height } => {
+                self.behind.set(Some((from, height)));
+                self.behind_came.notify();
+                return None;
+            }
+            Effect::Accuse(evidence) => {
+                let (signer, view) = evidence.of();
+                tracing::warn!(%signer, height = view.height.0, round = view.round.0, "signed two things that exclude each other");
+                let expiry = Height(replica.chain().tip().height.0 + self.genesis.expiry_heights_max.min(100));
+                return Some(Box::pin(submit::accuse(self.clone(), evidence, expiry)));
+            }
+            Effect::Forget(digests) => return Some(Box::pin(batches::forget(self.clone(), digests))),
+            Effect::Refused { signer, refusal } => {
+                self.figures.refused.set(self.figures.refused.get() + 1);
+                tracing::trace!(?signer, ?refusal, "a message counts for nothing");
+                return None;
+            }
+            Effect::Halt(certificate) => {
+                let height = certificate.view.height.0;
+                self.fail(format!("a quorum has decided for a block of height {height} that is invalid here"));
+                return None;
+            }
+        };
+        self.ordered.borrow_mut().push_back(ordered);
+        self.ordered_came.notify();
+        None
+    }
+
+    fn note_finality(&self, certificate: &Certificate) {
+        if let Some((view, since)) = self.proposed.get()
+            && view == certificate.view
+        {
+            let mut kept = self.figures.finality.borrow_mut();
+            if kept.len() == FINALITY_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(now() - since);
+        }
+    }
+
+    /// The ledger does not go on. The node does: it stores and fetches.
+    pub(super) fn fail(&self, why: String) {
+        tracing::error!("the ledger of this node has stopped: {why}");
+        self.failed.borrow_mut().get_or_insert(why);
+    }
+
+    /// Whether it goes on.
+    pub(super) fn is_sound(&self) -> bool {
+        self.failed.borrow().is_none()
+    }
+
+    /// A message to one validator, or to all others.
+    pub(super) fn send(&self, to: Option<NodeKey>, message: &Message<Block>) {
+        let bytes = Bytes::from(metanode_codec::encode_message(message));
+        self.links.send(to, &bytes);
+    }
+
+    /// Ends what goes on.
+    pub(crate) fn stop(&self) {
+        self.tasks.take();
+        self.links.stop();
+    }
+}
+
+/// The time, as the protocol has it, counted from `began`.
+pub(super) fn clock(began: Instant) -> Now {
+    Now { monotonic: now() - began, unix_ms: unix_ms() }
+}
+
+/// Tells the replica when a timer has run out.
+async fn keep_time(this: Rc<Validator>) {
+    loop {
+        let next = this.timers.borrow().iter().flatten().map(|(_, at)| *at).min();
+        match next {
+            None => this.timers_changed.wait().await,
+            Some(at) => {
+                let left = at.saturating_duration_since(now());
+                if !left.is_zero() && timeout(left, this.timers_changed.wait()).await.is_ok() {
+                    continue; // there may be an earlier one
+                }
+            }
+        }
+        let due: Vec<Timer> = {
+            let (mut timers, now) = (this.timers.borrow_mut(), now());
+            timers.iter_mut().filter_map(|slot| slot.take_if(|(_, at)| *at <= now)).map(|(timer, _)| timer).collect()
+        };
+        for timer in due {
+            // One that was set for a round that is over means nothing.
+            if matches!(timer, Timer::Round(view) if this.replica.borrow().view() == Some(view)) {
+                this.figures.timeouts.set(this.figures.timeouts.get() + 1);
+            }
+            this.act(|replica, now| replica.timeout(now, timer));
+        }
+    }
+}
+
+/// Lets a task run to its end.
+pub(super) trait Detach {
+    fn detach_quietly(self);
+}
+
+impl Detach for Task<()> {
+    fn detach_quietly(self) {
+        drop(self.detach());
+    }
+}
+
+/// What each validator of a set is asked for.
+pub(super) type ByKey<T> = BTreeMap<NodeKey, T>;

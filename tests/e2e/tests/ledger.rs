@@ -1,0 +1,378 @@
+//! Validators as processes: they order, execute, die, come back, and refuse.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use metanode_application::Operation;
+use metanode_client::TransactionStatus;
+use metanode_crypto::Identity;
+use metanode_e2e::{Network, Sender, account, eventually, scenario, transaction};
+use metanode_ibft::Height;
+use metanode_ledger::{Outcome, TransactionDraft, TransactionId};
+use metanode_types::NodeKey;
+use metanode_wire::{RefusalCode, Ticket, TransactionRefusal};
+
+const TIME: Duration = Duration::from_secs(60);
+
+#[test]
+fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
+    let mut network = Network::new(4, &["--empty-ms", "500"]);
+    network.start_all();
+    let key = network.cli("id").ok().text().trim().to_owned();
+    let sent = network.cli("tx send set greeting hello -o json").ok().json();
+    assert_eq!(sent["state"], "done");
+    let id = sent["id"].as_str().unwrap();
+    let other = NodeKey([7; 32]);
+    network.cli(&format!("tx send pay {other} 500 --fee 3")).ok();
+    let read = network.cli(&format!("tx send read {key} greeting -o json")).ok().json();
+    assert_eq!(read["answer"].as_str().unwrap(), metanode_crypto::hash(b"hello").to_string());
+    let account = network.cli("ledger query account -o json").ok().json();
+    assert_eq!(account["nonce"], 3);
+    assert_eq!(account["balance"], 1_000_000_000_000u64 - 503);
+    let value = network.cli(&format!("ledger query value {key} greeting -o json")).ok().json();
+    assert_eq!(value["value"], "hello");
+    network.cli(&format!("ledger query value {key} nothing")).failed(3);
+    // What fails says so, and where.
+    let failed = network.cli(&format!("tx send pay {other} 2000000000000"));
+    assert_eq!(failed.code, 1);
+    assert!(failed.stderr.contains("less than the amount"), "{}", failed.stderr);
+    network.cli("tx send set a b --nonce 0").failed(1);
+    network.cli(&format!("tx status {} -o json", "ab".repeat(32))).ok();
+    let tail = network.cli("ledger tail --from 1 --limit 3 -o json").ok().json();
+    assert_eq!(tail.as_array().unwrap().len(), 3);
+    let verified = network.cli(&format!("ledger verify -o json --genesis {}/genesis.json", network.folder().display()));
+    assert_eq!(verified.ok().json()["transactions"], 4);
+    assert_eq!(network.cli("node validators -o json").ok().json().as_array().unwrap().len(), 4);
+    (0..4).for_each(|index| network.stop(index));
+    network.start_all();
+    scenario(network.reach(0, 1, TIME));
+    let status = network.cli(&format!("tx status {id} -o json")).ok().json();
+    assert_eq!(status["state"], "done", "the status of a transaction outlives a restart");
+    let stats = network.cli("ledger stats -o json").ok().json();
+    assert_eq!(stats["role"], "votes");
+}
+
+/// What clients did, and what they were told.
+#[derive(Debug)]
+struct Operations {
+    all: Vec<(TransactionId, Height, Outcome, Instant, Instant)>,
+    /// How many each account has had.
+    nonces: BTreeMap<NodeKey, u64>,
+    fees: u64,
+}
+
+impl Operations {
+    fn new() -> Self {
+        Self { all: Vec::new(), nonces: BTreeMap::new(), fees: 0 }
+    }
+}
+
+/// Clients that pay each other as long as they are let, whatever happens to validators.
+async fn pay(
+    index: usize,
+    identities: Vec<Identity>,
+    network: Arc<tokio::sync::RwLock<Network>>,
+    go_on: Arc<AtomicBool>,
+    done: Arc<Mutex<Operations>>,
+) {
+    let chain = network.read().await.chain();
+    let mut sender = Sender::new(chain, identities[index].clone());
+    let mut turn = index;
+    while go_on.load(Ordering::Relaxed) {
+        let to = identities[(index + 1) % identities.len()].public();
+        let amount = sender.nonce() % 7;
+        let begun = Instant::now();
+        let (id, height, outcome) = sender
+            .send(&Operation::Pay { to, amount }, 1, async || {
+                turn += 1;
+                let network = network.read().await;
+                let running: Vec<usize> = network.running().collect();
+                let index = *running.get(turn % running.len().max(1))?;
+                network.client_as(index, identities[index].clone()).await.ok()
+            })
+            .await;
+        let mut done = done.lock().unwrap();
+        done.all.push((id, height, outcome, begun, Instant::now()));
+        done.nonces.insert(sender.account(), sender.nonce());
+        done.fees += 1;
+    }
+}
+
+/// Same chain everywhere, nothing lost, nothing doubled, in the order of real time, and money is conserved.
+async fn check(network: &Network, identities: &[Identity], done: &Operations, each: u64) {
+    let newest = done.all.iter().map(|(_, height, ..)| height.0).max().unwrap();
+    let mut blocks = Vec::new();
+    for index in 0..network.len() {
+        network.reach(index, newest, TIME).await;
+        let client = network.client(index).await.unwrap();
+        let (block, _) = client.block(Height(newest), TIME).await.unwrap().unwrap();
+        blocks.push(block.header.hash());
+        for (id, height, outcome, ..) in &done.all {
+            let status = client.transaction(*id, Duration::ZERO).await.unwrap();
+            let told = TransactionStatus::Executed { height: *height, outcome: *outcome };
+            assert_eq!(status, told, "validator {index}");
+        }
+        let mut total = 0;
+        for identity in identities {
+            let account = account(&client, identity.public()).await.unwrap();
+            assert_eq!(Some(&account.nonce), done.nonces.get(&identity.public()), "executed once each");
+            total += account.balance;
+        }
+        assert_eq!(total, each * identities.len() as u64 - done.fees, "money is conserved");
+    }
+    assert!(blocks.windows(2).all(|pair| pair[0] == pair[1]), "one chain");
+    for (_, height, _, _, ended) in &done.all {
+        for (_, later, _, begun, _) in &done.all {
+            assert!(begun <= ended || later > height, "what began after an end is ordered behind it");
+        }
+    }
+}
+
+fn clients(count: u8) -> (Vec<Identity>, Vec<String>) {
+    let identities: Vec<Identity> = (0..count).map(|number| Identity::from_seed(&[100 + number; 32])).collect();
+    let accounts = identities.iter().map(|identity| format!("--account={}=1000000", identity.public())).collect();
+    (identities, accounts)
+}
+
+/// `METANODE_KILLS` says how often; `cargo xtask crash consensus` sets it.
+#[test]
+fn all_validators_are_killed_at_once_again_and_again() {
+    let kills = std::env::var("METANODE_KILLS").map_or(5, |text| text.parse().expect("a number"));
+    let (identities, accounts) = clients(4);
+    let mut options: Vec<&str> = vec!["--empty-ms", "200", "--round-ms", "500"];
+    options.extend(accounts.iter().map(String::as_str));
+    let mut network = Network::new(4, &options);
+    network.start_all();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let network = Arc::new(tokio::sync::RwLock::new(network));
+        let go_on = Arc::new(AtomicBool::new(true));
+        let done = Arc::new(Mutex::new(Operations::new()));
+        let payers: Vec<_> = (0..identities.len())
+            .map(|index| tokio::task::spawn_local(pay(index, identities.clone(), network.clone(), go_on.clone(), done.clone())))
+            .collect();
+        let begun = Instant::now();
+        let mut slowest = Duration::ZERO;
+        for kill in 0..kills {
+            let before = done.lock().unwrap().all.len();
+            // Some transactions are told of between two kills, at another moment each time.
+            let wanted = before + 1 + kill % 5;
+            let restarted = Instant::now();
+            eventually("transactions go on", TIME, async || {
+                (done.lock().unwrap().all.len() >= wanted).then_some(())
+            })
+            .await;
+            slowest = slowest.max(restarted.elapsed());
+            let mut network = network.write().await;
+            (0..4).for_each(|index| network.kill(index));
+            network.start_all();
+        }
+        go_on.store(false, Ordering::Relaxed);
+        for payer in payers {
+            tokio::time::timeout(TIME, payer).await.expect("it ends in time").unwrap();
+        }
+        let done = std::mem::replace(&mut *done.lock().unwrap(), Operations::new());
+        check(&*network.read().await, &identities, &done, 1_000_000).await;
+        println!(
+            "{kills} times all validators were killed: {} transactions, none lost or doubled; slowest return {} ms; {} s",
+            done.all.len(),
+            slowest.as_millis(),
+            begun.elapsed().as_secs()
+        );
+    });
+}
+
+#[test]
+fn one_may_be_gone_two_stop_the_chain_and_it_resumes() {
+    let mut network = Network::new(4, &["--round-ms", "300", "--round-ms-max", "2000", "--empty-ms", "100"]);
+    network.start_all();
+    network.cli("tx send set a 1").ok();
+    network.kill(3);
+    for number in 0..4 {
+        network.cli(&format!("tx send set b{number} 1")).ok();
+    }
+    network.kill(2);
+    let height = |network: &Network| network.cli("ledger stats -o json").ok().json()["height"].as_u64().unwrap();
+    let stuck = network.cli("tx send set c 1 --timeout 3");
+    assert_eq!(stuck.code, 7, "{}", stuck.stderr);
+    let before = height(&network);
+    network.cli("tx send set d 1 --timeout 1 --nonce 7");
+    assert!(height(&network) <= before + 1, "no quorum, no blocks");
+    network.start(2);
+    network.start(3);
+    // What was sent meanwhile is executed.
+    eventually_value(&network, "c");
+    scenario(async { network.reach(3, height(&network), TIME).await });
+}
+
+fn eventually_value(network: &Network, name: &str) {
+    let key = network.operator().public();
+    scenario(async {
+        let client = network.client(0).await.unwrap();
+        eventually(&format!("the value of {name}"), TIME, async || {
+            client.ledger_value(key, name.as_bytes()).await.ok().filter(|answer| answer.value.is_some())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_lost_sign_state_makes_a_validator_silent_until_it_is_told_otherwise() {
+    let mut network = Network::new(4, &["--empty-ms", "100", "--round-ms", "300", "--round-ms-max", "2000"]);
+    network.start_all();
+    network.cli("tx send set a 1").ok();
+    network.stop(3);
+    fs::remove_dir_all(network.data(3).join("ledger/sign")).unwrap();
+    network.start(3);
+    let role = |network: &Network| {
+        let stats = network.cli_on(&network.data(3), "ledger stats -o json").ok().json();
+        (stats["role"].as_str().unwrap().to_owned(), stats["syncs"].as_u64().unwrap())
+    };
+    network.cli("tx send set b 1").ok();
+    assert_eq!(role(&network), ("silent".to_owned(), 0), "it says nothing");
+    scenario(network.reach(3, 3, TIME)); // and follows
+    network.stop(3);
+    network.cli_on(&network.data(3), "ledger sign --it-has-signed-nothing-that-matters").ok();
+    network.cli_on(&network.data(3), "ledger sign --it-has-signed-nothing-that-matters").refused(9);
+    network.start(3);
+    network.cli("tx send set c 1").ok();
+    assert_eq!(role(&network).0, "votes");
+}
+
+#[test]
+fn another_chain_another_key_and_a_second_instance_are_refused() {
+    let mut network = Network::new(4, &[]);
+    let other = Network::new(1, &["--name", "other"]);
+    network.start_all();
+    // A second instance on the same folder.
+    let again = metanode_e2e::run(&mut network.start_command(0), b"");
+    again.failed(9);
+    // Another chain's genesis in a folder that has one.
+    network.stop(3);
+    fs::copy(other.folder().join("genesis.json"), network.data(3).join("genesis.json")).unwrap();
+    let refused = metanode_e2e::run(&mut network.start_command(3), b"").failed(9);
+    assert!(refused.stderr.contains("of the chain"), "{}", refused.stderr);
+    // Another chain's validator, though it is in the configuration, is not talked to.
+    fs::remove_dir_all(network.data(3).join("ledger")).unwrap();
+    network.start(3);
+    let log = || network.node(3).log();
+    scenario(eventually("a refused greeting", TIME, async || {
+        let log = network.node(0).log() + &log();
+        log.contains("refused: it is of the chain").then_some(())
+    }));
+    network.cli("tx send set a 1").ok();
+}
+
+#[test]
+fn bad_transactions_are_refused_by_name_and_harm_nobody() {
+    let (identities, accounts) = clients(2);
+    let options: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let mut network = Network::new(4, &options);
+    network.start_all();
+    let (chain, foreign) = (network.chain(), metanode_ibft::ChainId([9; 32]));
+    let signer = &identities[0];
+    let pay = Operation::Pay { to: identities[1].public(), amount: 1 };
+    scenario(async {
+        // One who may read, and not write.
+        let client = network.client_as(0, identities[0].clone()).await.unwrap();
+        let refused = async |encoded: Vec<u8>| {
+            let refused = client.submit(encoded.into()).await.unwrap();
+            assert_eq!(refused.len(), 1, "{refused:?}");
+            refused[0].1
+        };
+        let good = |nonce| transaction(&chain, signer, nonce, 1, 1_000, &pay);
+        let mut forged = good(0);
+        *forged.last_mut().unwrap() ^= 1;
+        assert_eq!(refused(forged).await, TransactionRefusal::BadSignature);
+        let of_another_chain = transaction(&foreign, signer, 0, 1, 1_000, &pay);
+        assert_eq!(refused(of_another_chain).await, TransactionRefusal::BadSignature);
+        let late = transaction(&chain, signer, 0, 1, 0, &pay);
+        assert_eq!(refused(late).await, TransactionRefusal::Expired(0));
+        let far = transaction(&chain, signer, 0, 1, u64::MAX, &pay);
+        assert_eq!(refused(far).await, TransactionRefusal::ExpiresTooLate(u64::MAX));
+        let too_high = TransactionRefusal::NonceTooHigh { nonce: 5_000, next: 0 };
+        assert_eq!(refused(good(5_000)).await, too_high);
+        let opaque = TransactionDraft::encode_opaque(b"unsigned");
+        assert_eq!(refused(opaque).await, TransactionRefusal::NotPermitted);
+        let poor = transaction(&chain, &Identity::from_seed(&[9; 32]), 0, 1, 1_000, &pay);
+        assert_eq!(refused(poor).await, TransactionRefusal::Application(256));
+        // Good ones among bad ones are taken.
+        let mut bad = good(1);
+        *bad.last_mut().unwrap() ^= 1;
+        let mixed = [good(0), bad, good(1)].concat();
+        let answer = client.submit(mixed.into()).await.unwrap();
+        assert_eq!(answer, [(1, TransactionRefusal::BadSignature)]);
+        eventually("both are executed", TIME, async || {
+            let account = account(&client, signer.public()).await.unwrap();
+            (account.nonce == 2).then_some(())
+        })
+        .await;
+        // Again: it was executed.
+        assert!(matches!(refused(good(0)).await, TransactionRefusal::Application(3)), "the nonce is used");
+        // What can't be read is refused as a whole, and the connection lives.
+        for bytes in [vec![], vec![9; 40], good(2)[..50].to_vec(), [good(2), vec![0; 3]].concat()] {
+            let error = client.submit(bytes.into()).await.unwrap_err();
+            assert_eq!(error.refusal_code(), Some(RefusalCode::Malformed), "{error}");
+        }
+        let many: Vec<u8> = (0..1_025).flat_map(|_| TransactionDraft::encode_opaque(b"")).collect();
+        let error = client.submit(many.into()).await.unwrap_err();
+        assert_eq!(error.refusal_code(), Some(RefusalCode::TooLarge), "{error}");
+        assert_eq!(client.submit(good(2).into()).await.unwrap(), []);
+        // A node without a ledger says so.
+        let home = metanode_e2e::Home::new();
+        let node = home.start(1);
+        let alone = home.client(&node, true).await;
+        let error = alone.ledger_status().await.unwrap_err();
+        assert_eq!(error.refusal_code(), Some(RefusalCode::NotSupported), "{error}");
+    });
+}
+
+#[test]
+fn strangers_and_nonsense_among_validators_change_nothing() {
+    let mut network = Network::new(4, &["--empty-ms", "100"]);
+    network.start_all();
+    scenario(async {
+        // Somebody with a key of their own and the right protocol, who greets and then says things.
+        let ticket: Ticket = network.node(0).ready.ticket.clone();
+        let stranger = Identity::from_seed(&[66; 32]);
+        let connection = connect_as_validator(&ticket, &stranger).await;
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let mut hello = Vec::new();
+        let own = Ticket { node: stranger.public(), ..ticket.clone() };
+        let greeting = metanode_wire::message::PeerHello { chain: network.chain().0, ticket: own.to_string() };
+        metanode_wire::encode(&mut hello, 1, &greeting, 0);
+        send.write_all(&hello).await.unwrap();
+        let mut reply = [0; 16];
+        recv.read_exact(&mut reply).await.unwrap();
+        assert_eq!(reply[1], metanode_wire::Kind::PeerWelcome as u8, "it may listen");
+        let mut said = Vec::new();
+        metanode_wire::encode(&mut said, 2, &metanode_wire::message::PeerMessage {}, 4);
+        said.extend([1, 2, 3, 4]);
+        send.write_all(&said).await.unwrap();
+        let mut rest = vec![0; 4096];
+        let mut got = Vec::new();
+        while got.len() < 16 + 8 {
+            let count = recv.read(&mut rest).await.unwrap().expect("an answer comes");
+            got.extend_from_slice(&rest[..count]);
+        }
+        let refused = got.windows(2).any(|pair| pair == [1, metanode_wire::Kind::Refused as u8]);
+        assert!(refused, "it may not speak");
+    });
+    network.cli("tx send set a 1").ok();
+}
+
+async fn connect_as_validator(ticket: &Ticket, identity: &Identity) -> quinn::Connection {
+    use metanode_crypto::tls;
+    let crypto = tls::client(identity, ticket.node, tls::CipherSuite::DEFAULT, &[tls::ALPN_BPI]).unwrap();
+    let mut endpoint = quinn::Endpoint::client("0.0.0.0:0".parse().unwrap()).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    endpoint.connect(ticket.addresses[0], tls::SERVER_NAME).unwrap().await.unwrap()
+}
