@@ -8,6 +8,7 @@
 
 mod bulk;
 mod connections;
+mod consensus;
 mod crash;
 mod data;
 mod file;
@@ -59,6 +60,8 @@ enum Scenario {
     Flood(Flood),
     /// Ten times the load that the node can do: what it still does, what it refuses, the memory that it takes
     Overload(Overload),
+    /// Validators of one chain: finality, and transactions a second
+    Consensus(Consensus),
     /// Kill the node again and again under load; check what it had acknowledged
     Crash(Crash),
     /// One kind of load for as long as you like, for a profiler
@@ -185,6 +188,30 @@ struct Overload {
 }
 
 #[derive(Args)]
+struct Consensus {
+    #[command(flatten)]
+    common: Common,
+    /// Seconds of empty blocks
+    #[arg(long, default_value_t = 15.0)]
+    empty_seconds: f64,
+    /// Seconds in which it is looked how many signed transactions are taken at most
+    #[arg(long, default_value_t = 8.0)]
+    find_seconds: f64,
+    /// Seconds of the open loop of signed transactions
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// The part of that most that the open loop offers [default: 0.9]
+    #[arg(long)]
+    offered_share: Option<f64>,
+    /// Seconds of opaque transactions
+    #[arg(long, default_value_t = 20.0)]
+    opaque_seconds: f64,
+    /// Seven validators too
+    #[arg(long)]
+    seven: bool,
+}
+
+#[derive(Args)]
 struct Crash {
     #[command(flatten)]
     common: Common,
@@ -234,6 +261,7 @@ impl Scenario {
             | Self::Network(Network { common, .. })
             | Self::Flood(Flood { common, .. })
             | Self::Overload(Overload { common, .. })
+            | Self::Consensus(Consensus { common, .. })
             | Self::Crash(Crash { common, .. })
             | Self::Quickload(Quickload { common, .. }) => common,
         }
@@ -258,7 +286,10 @@ fn run(scenario: &Scenario) -> Result<ExitCode> {
         "{} is not a program\nhint: cargo build --release -p metanode-cli",
         common.metanode.display()
     );
-    measure::pin(common.client_core)?; // before any thread starts: threads inherit the affinity
+    // Before any thread starts: threads inherit the affinity. Validators are pinned by themselves, and share all cores with the load.
+    if !matches!(scenario, Scenario::Consensus(_)) {
+        measure::pin(common.client_core)?;
+    }
     // One thread: with one core, a second one only adds wake-ups between threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = runtime.block_on(async {
@@ -284,6 +315,7 @@ async fn perform(scenario: &Scenario) -> Result<(Report, ExitCode)> {
         Scenario::Network(options) => Ok((network::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Flood(options) => Ok((flood::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Overload(options) => Ok((overload::run(options).await?, ExitCode::SUCCESS)),
+        Scenario::Consensus(options) => Ok((consensus::run(options).await?, ExitCode::SUCCESS)),
         Scenario::Crash(options) => crash::run(options).await,
         Scenario::Quickload(options) => Ok((quickload::run(options).await?, ExitCode::SUCCESS)),
     }
@@ -317,6 +349,7 @@ mod tests {
             "metanode-load network --proxy /p --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load flood --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load overload --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
+            "metanode-load consensus --seven --metanode /m --server-core 0 --client-core 1 --dir /tmp/x",
             "metanode-load crash --count 100 --metanode /m --dir /tmp/x",
             "metanode-load quickload get4k --metanode /m --seconds 5",
         ] {

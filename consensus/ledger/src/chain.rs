@@ -15,7 +15,7 @@ use crate::{
     block::{BATCHES_MAX, Block, Header, batches_root},
     genesis::Genesis,
     system::{System, validators_hash},
-    transaction::{Code, Kind, Outcome, Transaction, TransactionError, TransactionId},
+    transaction::{Code, Kind, Names, Outcome, Transaction, TransactionError, TransactionId},
     tree,
 };
 
@@ -63,6 +63,18 @@ pub struct Done {
     system: System,
     /// How many transactions accounts have had, as far as this block tells.
     had: Vec<(NodeKey, u64)>,
+    early: Vec<Early>,
+}
+
+/// A transaction that was skipped since others of its account come first. Who has taken it in may put it into another batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Early {
+    /// The validator that has taken it in.
+    pub taken_by: NodeKey,
+    /// Its encoding.
+    pub bytes: Vec<u8>,
+    /// The nonce that its account is to use next, behind the block.
+    pub next: u64,
 }
 
 impl Plan {
@@ -77,8 +89,12 @@ impl Plan {
     ) -> Result<Done, E> {
         let Self { chain, height, time_ms, batches, mut system, acts_at } = self;
         system.forget_before(height);
+        let names = Names::of(&chain);
         let (mut transactions, mut outcomes) = (Vec::new(), Vec::new());
-        for transaction in batches.iter().flat_map(Batch::transactions) {
+        let mut authors = Vec::new();
+        let all =
+            batches.iter().flat_map(|batch| batch.transactions().map(|transaction| (batch.author(), transaction)));
+        for (author, transaction) in all {
             let outcome = if transaction.expiry < height {
                 Some(Outcome::Skipped(Code::EXPIRED))
             } else {
@@ -90,15 +106,20 @@ impl Plan {
             };
             if outcome.is_none() {
                 transactions.push(transaction);
+                authors.push(author);
             }
-            outcomes.push((transaction.id(&chain), outcome));
+            outcomes.push((names.name(&transaction), outcome));
         }
         let (of_application, state) = application(height, time_ms, &transactions)?;
         assert_eq!(of_application.len(), transactions.len(), "each has an outcome");
-        let mut had: Vec<(NodeKey, u64)> = Vec::new();
-        for (transaction, outcome) in transactions.iter().zip(&of_application) {
+        let (mut had, mut early): (Vec<(NodeKey, u64)>, Vec<Early>) = Default::default();
+        for ((transaction, outcome), author) in transactions.iter().zip(&of_application).zip(authors) {
             let count = match outcome {
                 Outcome::Done(_) | Outcome::Failed(_) => transaction.nonce.saturating_add(1),
+                Outcome::Skipped(Code::NONCE_TOO_HIGH) => {
+                    early.push(Early { taken_by: author, bytes: transaction.bytes().to_vec(), next: 0 });
+                    continue;
+                }
                 Outcome::Skipped(_) => continue,
             };
             match had.last_mut() {
@@ -114,7 +135,7 @@ impl Plan {
         let leaves: Vec<Hash> = outcomes.iter().map(|(id, outcome)| tree::leaf(&outcome.encode(id))).collect();
         let results_root = tree::root(&leaves);
         let app_hash = app_hash(&system, &state);
-        Ok(Done { executed: Executed { height, app_hash, results_root, outcomes }, system, had })
+        Ok(Done { executed: Executed { height, app_hash, results_root, outcomes }, system, had, early })
     }
 }
 
@@ -122,6 +143,19 @@ impl Done {
     /// What it did.
     pub fn executed(&self) -> &Executed {
         &self.executed
+    }
+
+    /// Transactions that were too early.
+    pub fn early(&self) -> &[Early] {
+        &self.early
+    }
+
+    /// Says what the accounts of those are to use next, as the application knows.
+    pub fn note_nonces(&mut self, next: impl Fn(&NodeKey) -> u64) {
+        for early in &mut self.early {
+            let transaction = Transaction::decode(&early.bytes).expect("it was executed");
+            early.next = next(&transaction.account);
+        }
     }
 
     /// How many transactions accounts have had: of each that had one in the block, perhaps more than once, the last counts.
@@ -409,7 +443,7 @@ impl Chain {
     /// # Panics
     /// When it is not the next one.
     pub fn executed(&mut self, done: Done) -> Executed {
-        let Done { executed, system, had: _ } = done;
+        let Done { executed, system, had: _, early: _ } = done;
         assert_eq!(executed.height, self.executed.next(), "blocks are executed in their order");
         self.system = system;
         self.executed = executed.height;

@@ -1,6 +1,6 @@
 //! What somebody wants to happen.
 
-use metanode_crypto::{Claim, derive};
+use metanode_crypto::{Claim, derive, keyed};
 use metanode_ibft::{ChainId, Height};
 use metanode_types::NodeKey;
 use metanode_wire::cursor::Cursor;
@@ -72,6 +72,27 @@ pub struct TransactionId(pub [u8; 32]);
 impl std::fmt::Display for TransactionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         metanode_types::Hash(self.0).fmt(f)
+    }
+}
+
+/// Names transactions of one chain.
+///
+/// ```text
+/// key  = BLAKE3 derive_key("metanode 2026 transaction id v1", chain 32)
+/// name = BLAKE3 keyed with it, of what is signed of the transaction
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Names([u8; 32]);
+
+impl Names {
+    /// Of this chain.
+    pub fn of(chain: &ChainId) -> Self {
+        Self(derive("metanode 2026 transaction id v1", &chain.0))
+    }
+
+    /// A transaction's name.
+    pub fn name(&self, transaction: &Transaction<'_>) -> TransactionId {
+        TransactionId(keyed(&self.0, &transaction.bytes[..transaction.signed_bytes]).0)
     }
 }
 
@@ -152,7 +173,7 @@ impl<'a> Transaction<'a> {
 
     /// Its name.
     pub fn id(&self, chain: &ChainId) -> TransactionId {
-        TransactionId(derive("metanode 2026 transaction id v1", &self.signed_message(chain)))
+        Names::of(chain).name(self)
     }
 
     /// Whether its account has signed it for this chain; an opaque one has nothing to check.
@@ -320,7 +341,7 @@ mod tests {
         assert_eq!(transaction.signed_message(&CHAIN), [&CHAIN.0[..], &bytes[..64]].concat());
         assert_eq!(
             transaction.id(&CHAIN).to_string(),
-            "96cc78306938619e37f7bc422826a0e4d41d6107709491b2d08546feebd22198"
+            "1db6bf317403bfc76db204386f88d18fb92fb832bcd5d7c08daa2e3cff7ed081"
         );
         let opaque = TransactionDraft::encode_opaque(b"abc");
         assert_eq!(opaque, *b"\x03\x03\0\0\0abc");

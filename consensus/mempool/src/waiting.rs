@@ -217,6 +217,24 @@ impl Waiting {
         Ok(())
     }
 
+    /// Takes back a transaction that was in a batch of this validator and could not be executed, since others of its account come first;
+    /// `next` is what the account is to use next. Its account goes on from there, though later ones of it may be in batches.
+    pub fn take_back(&mut self, peer: NodeKey, transaction: &Transaction<'_>, next: u64) {
+        let (key, nonce) = (transaction.account, transaction.nonce);
+        if nonce < next || self.accounts.get(&key).is_some_and(|account| account.waiting.contains_key(&nonce)) {
+            return; // it is over, or another took its place
+        }
+        let bytes = Bytes::copy_from_slice(transaction.bytes());
+        let entry = Entry { bytes, fee: transaction.fee, expiry: transaction.expiry, peer };
+        self.entered(&entry);
+        self.unready(&key);
+        let account = self.accounts.entry(key).or_insert_with(|| Account { next, ..Account::default() });
+        account.had = account.had.max(next);
+        account.next = account.next.min(nonce);
+        account.waiting.insert(nonce, entry);
+        self.make_ready(&key);
+    }
+
     fn entered(&mut self, entry: &Entry) {
         self.count += 1;
         self.bytes += entry.bytes.len();

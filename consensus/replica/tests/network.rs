@@ -264,7 +264,10 @@ enum Event {
 }
 
 fn execute(plan: Plan, app: &mut Reference) -> Done {
-    plan.execute(|height, time_ms, transactions| Ok::<_, ()>(app.execute(height, time_ms, transactions))).unwrap()
+    let mut done =
+        plan.execute(|height, time_ms, transactions| Ok::<_, ()>(app.execute(height, time_ms, transactions))).unwrap();
+    done.note_nonces(|account| app.next_nonce(account));
+    done
 }
 
 struct Client {

@@ -411,6 +411,14 @@ messages! {
         batches: u64,
         /// Transactions that were executed since the start, skipped ones included.
         transactions: u64,
+        /// Of them those that did what they should.
+        done: u64,
+        /// Messages of the protocol that were sent since the start, one for each receiver.
+        messages: u64,
+        /// Their bytes.
+        message_bytes: u64,
+        /// Signatures of validators' messages that were checked since the start.
+        signatures: u64,
         /// Rounds that ended without a block since the start.
         timeouts: u64,
         /// Heights that this node has proposed since the start, of the last ones: from proposal to quorum of commits, in microseconds.

@@ -158,12 +158,8 @@ impl Store {
         self.put_verified(hash, bytes, options).await
     }
 
-    pub(crate) async fn put_verified(
-        &self,
-        hash: Hash,
-        bytes: Bytes,
-        options: PutOptions,
-    ) -> Result<Stored, StoreError> {
+    /// As [`Store::put`], for a caller that has computed the hash of these bytes itself: it is not looked at again.
+    pub async fn put_verified(&self, hash: Hash, bytes: Bytes, options: PutOptions) -> Result<Stored, StoreError> {
         let size_bytes = bytes.len() as u64;
         let children = match options.kind {
             BlobKind::Folder => crate::children::children(&bytes)?,

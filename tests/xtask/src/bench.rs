@@ -63,6 +63,8 @@ enum Suite {
     Flood,
     /// Ten times the load that a node can do, for a minute.
     Overload,
+    /// Validators of one chain on this machine: finality, and transactions a second.
+    Consensus,
 }
 
 impl Suite {
@@ -73,6 +75,7 @@ impl Suite {
             Self::Network => "network",
             Self::Flood => "flood",
             Self::Overload => "overload",
+            Self::Consensus => "consensus",
         }
     }
 
@@ -82,6 +85,7 @@ impl Suite {
             Self::Network => NETWORK,
             Self::Flood => FLOOD,
             Self::Overload => OVERLOAD,
+            Self::Consensus => CONSENSUS,
         }
     }
 
@@ -91,6 +95,7 @@ impl Suite {
             Self::Network => floors::NETWORK,
             Self::Flood => floors::FLOOD,
             Self::Overload => floors::OVERLOAD,
+            Self::Consensus => floors::CONSENSUS,
         }
     }
 }
@@ -126,6 +131,8 @@ const NETWORK: &[Program] = &[Program::Peer("quinn-lossy"), Program::Load("netwo
 const FLOOD: &[Program] = &[Program::Load("flood")];
 
 const OVERLOAD: &[Program] = &[Program::Load("overload")];
+
+const CONSENSUS: &[Program] = &[Program::Load("consensus")];
 
 /// What the peer moves over a bad path, in bytes: at its 0.4 MB/s, 256 MiB would take 12 minutes each way, for the same rate.
 const LOSSY_PEER_BYTES: u64 = 16 << 20;
@@ -261,6 +268,9 @@ impl Bench<'_> {
         if NETWORK.contains(&program) {
             command.arg("--proxy").arg(&self.binaries.proxy);
         }
+        if CONSENSUS.contains(&program) {
+            command.arg("--seven");
+        }
         if program == Program::Peer("quinn-lossy") {
             command.args(["--bytes", &LOSSY_PEER_BYTES.to_string()]);
         }
@@ -367,7 +377,7 @@ mod tests {
 
     #[test]
     fn every_figure_of_the_floors_has_one_program() {
-        let all: Vec<_> = RELAY.iter().chain(NETWORK).chain(FLOOD).chain(OVERLOAD).collect();
+        let all: Vec<_> = RELAY.iter().chain(NETWORK).chain(FLOOD).chain(OVERLOAD).chain(CONSENSUS).collect();
         assert_eq!(all.len(), all.iter().collect::<std::collections::BTreeSet<_>>().len());
     }
 

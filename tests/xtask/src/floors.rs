@@ -75,6 +75,27 @@ pub(crate) const NETWORK: &[Floor] = &[
     floor("lossy_put_wire_share", AtMost, Number(1.1)),
 ];
 
+/// The floors of validators.
+pub(crate) const CONSENSUS: &[Floor] = &[
+    floor("finality_empty_p50_ms", AtMost, Number(5.0)),
+    floor("finality_empty_p99_ms", AtMost, Number(20.0)),
+    floor("executed_p50_ms", AtMost, Nothing),
+    floor("verify_batched_ops_core", AtLeast, Nothing),
+    // Four validators on two cores that did nothing but check signatures would do half of what a core does.
+    floor("tx_signed_ops", AtLeast, Times(0.4 * 2.0 / 4.0, "verify_batched_ops_core")),
+    floor("tx_signed_finality_p50_ms", AtMost, Nothing),
+    floor("tx_signed_finality_p99_ms", AtMost, Nothing),
+    floor("tx_signed_cpu_us", AtMost, Nothing),
+    floor("tx_opaque_ops", AtLeast, Number(60_000.0)),
+    floor("tx_opaque_cpu_us", AtMost, Nothing),
+    floor("n7_finality_empty_p50_ms", AtMost, Beside("finality_empty_p50_ms")),
+    floor("n7_block_messages", AtMost, Beside("block_messages")),
+    floor("n7_block_message_bytes", AtMost, Beside("block_message_bytes")),
+    floor("n7_block_signatures_checked", AtMost, Beside("block_signatures_checked")),
+    floor("n7_tx_signed_ops", AtLeast, Beside("tx_signed_ops")),
+    floor("n7_tx_opaque_ops", AtLeast, Beside("tx_opaque_ops")),
+];
+
 /// The floors under floods.
 pub(crate) const FLOOD: &[Floor] = &[
     floor("flood_get_p99_us", AtMost, Times(10.0, "flood_quiet_get_p99_us")),

@@ -3,6 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
+use metanode_ibft::Height;
 use metanode_ledger::{Batch, BatchDraft};
 use metanode_replica::BatchRefusal;
 use metanode_shard::sleep;
@@ -11,7 +12,8 @@ use metanode_types::{Hash, NodeKey};
 
 use super::{
     blocks::{held, whole},
-    validator::Validator,
+    submit,
+    validator::{Progress, Validator},
 };
 
 /// Pause after all were asked in vain for a batch that a block names: as long as it does, it is asked for again.
@@ -34,7 +36,7 @@ pub(super) async fn make(this: Rc<Validator>, draft: BatchDraft) {
 
 /// On disk, and there until nobody needs it.
 async fn keep(this: &Validator, batch: &Batch) -> Result<(), StoreError> {
-    this.store.put(batch.digest(), batch.bytes().clone(), held()).await?;
+    this.store.put_verified(batch.digest(), batch.bytes().clone(), held()).await?;
     if let Err(error) = this.batch_list.push(batch.digest()).await {
         this.fail(format!("the list of batches: {error}"));
     }
@@ -53,33 +55,49 @@ enum Taken {
 }
 
 async fn take(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Taken {
-    let Ok(batch) = this.checks.decode(bytes).await else { return Taken::Bad };
+    match check(this, bytes, expected).await {
+        Ok(batch) => {
+            this.act(|replica, now| replica.batch_here(now, &batch));
+            Taken::Here
+        }
+        Err(taken) => taken,
+    }
+}
+
+/// Reads a batch, checks it, puts it on disk.
+async fn check(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Result<Batch, Taken> {
+    let Ok(batch) = this.checks.decode(bytes).await else { return Err(Taken::Bad) };
     if expected.is_some_and(|digest| digest != batch.digest()) {
-        return Taken::Bad;
+        return Err(Taken::Bad);
     }
     let wanted = this.replica.borrow().wants_batch(&batch.digest(), &batch.facts(), batch.bytes().len());
     if let Err(refusal) = wanted {
         if let BatchRefusal::Chain(error) = refusal {
             tracing::debug!("a batch is not taken: {error}");
         }
-        return Taken::Not;
+        return Err(Taken::Not);
     }
     if !this.checks.batch(batch.clone()).await {
-        return Taken::Bad;
+        return Err(Taken::Bad);
     }
     if let Err(error) = keep(this, &batch).await {
         tracing::error!("a batch is not stored: {error}");
-        return Taken::Not;
+        return Err(Taken::Not);
     }
-    this.act(|replica, now| replica.batch_here(now, &batch));
-    Taken::Here
+    Ok(batch)
 }
 
-/// Somebody has sent a batch.
-pub(super) async fn came(this: &Rc<Validator>, bytes: Bytes, from: NodeKey) {
-    if take(this, bytes, None).await == Taken::Bad {
-        tracing::warn!(%from, "sent a batch whose signatures do not hold, or that is none");
+/// Somebody has sent a batch, as the one with this number among all that came this way. They are taken in this order: a later one may have
+/// what comes behind an earlier one's.
+pub(super) async fn came(this: &Rc<Validator>, bytes: Bytes, from: NodeKey, number: u64, order: &Progress) {
+    let checked = check(this, bytes, None).await;
+    order.reach(Height(number)).await;
+    match checked {
+        Ok(batch) => this.act(|replica, now| replica.batch_here(now, &batch)),
+        Err(Taken::Bad) => tracing::warn!(%from, "sent a batch whose signatures do not hold, or that is none"),
+        Err(_) => {}
     }
+    order.set(Height(number + 1));
 }
 
 /// Gets a batch that a block names: from the store, or from those who should have it.
@@ -108,9 +126,19 @@ pub(super) async fn fetch(this: Rc<Validator>, digest: Hash, from: Vec<NodeKey>)
     this.act(|replica, now| replica.batch_is_missing(now, &digest));
 }
 
-/// Nobody needs these any more.
+/// No block will name these: what is in this validator's own waits again.
 pub(super) async fn forget(this: Rc<Validator>, digests: Vec<Hash>) {
     for digest in digests {
+        let cached = this.batches.borrow().get(&digest).cloned();
+        let batch = match cached {
+            Some(batch) => Some(batch),
+            None => whole(&this.store, digest).await.ok().and_then(|bytes| Batch::decode(bytes).ok()),
+        };
+        if let Some(batch) = batch.filter(|batch| batch.author() == this.me()) {
+            tracing::debug!("a batch of {} transactions has expired: they wait again", batch.count());
+            let encoded: Vec<u8> = batch.transactions().flat_map(|transaction| transaction.bytes().to_vec()).collect();
+            submit::again(&this, encoded.into()).await;
+        }
         this.batches.borrow_mut().remove(&digest);
         match this.store.remove(digest).await {
             Ok(()) | Err(StoreError::NotFound) => {}

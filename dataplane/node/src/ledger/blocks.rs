@@ -10,7 +10,7 @@ use bytes::Bytes;
 use metanode_crypto::hash;
 use metanode_ibft::{Certificate, Height, Message};
 use metanode_ledger::{
-    Batch, BatchError, Block, DecodeError, Done, Executed, Plan, decode_certificate, encode_certificate,
+    Batch, BatchError, Block, DecodeError, Done, Executed, Outcome, Plan, decode_certificate, encode_certificate,
 };
 use metanode_shard::{sleep, timeout};
 use metanode_store::{Fetched, PutOptions, Store, StoreError};
@@ -106,7 +106,8 @@ pub(super) fn execute_plan(plan: Plan, app: &SharedApplication, lag: u64) -> Don
     let done = plan.execute(|height, time_ms, transactions| {
         Ok::<_, std::convert::Infallible>(app.execute(height, time_ms, transactions))
     });
-    let Ok(done) = done;
+    let Ok(mut done) = done;
+    done.note_nonces(|account| app.next_nonce(account));
     app.forget_before(Height(done.executed().height.0.saturating_sub(lag + VERSIONS_KEPT)));
     done
 }
@@ -124,7 +125,7 @@ pub(super) async fn store(this: Rc<Validator>) {
         }
         let bytes = Bytes::from(encode(&block, &certificate));
         let address = hash(&bytes);
-        if let Err(error) = this.store.put(address, bytes, held()).await {
+        if let Err(error) = this.store.put_verified(address, bytes, held()).await {
             return this.fail(format!("block {} is not stored: {error}", block.header.height.0));
         }
         if let Err(error) = this.block_list.push(address).await {
@@ -163,6 +164,8 @@ pub(super) async fn execute(this: Rc<Validator>) {
 fn note(this: &Validator, executed: Executed) {
     let count = this.figures.transactions.get() + executed.outcomes.len() as u64;
     this.figures.transactions.set(count);
+    let done = executed.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Done(_))).count();
+    this.figures.done.set(this.figures.done.get() + done as u64);
     let height = executed.height;
     this.results.add(executed);
     this.executed.set(height);
@@ -196,7 +199,12 @@ pub(super) fn address_of(this: &Validator, height: Height) -> Option<Hash> {
 /// Gets blocks that others have, one after the other. Who does not vote hears of none by itself, and waits at somebody's for the next.
 pub(super) async fn catch_up(this: Rc<Validator>) {
     loop {
-        if this.replica.borrow().chain().validators().is_ok_and(|set| set.contains(&this.me())) {
+        let is_validator = {
+            let replica = this.replica.borrow();
+            let next = replica.chain().tip().height.next();
+            replica.chain().system().validators(next).contains(&this.me())
+        };
+        if is_validator {
             // Looks now and then whether it still is one: who is none any more is told nothing.
             if timeout(LOOK_PERIOD, this.behind_came.wait()).await.is_err() {
                 continue;

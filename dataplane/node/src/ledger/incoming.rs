@@ -18,7 +18,7 @@ use super::{
     blocks::whole,
     links::read_frame,
     route::LedgerRoute,
-    validator::{Detach as _, Validator},
+    validator::{Detach as _, Progress, Validator},
 };
 use crate::{codes, gate::Gate, session::READER_WINDOW_BYTES};
 
@@ -43,6 +43,9 @@ struct Peer {
     is_greeted: Cell<bool>,
     may_read: bool,
     batches: Gate,
+    /// How many batches have come, and how many of them were taken or not.
+    came: Cell<u64>,
+    taken: Progress,
 }
 
 /// Serves a connection until it ends.
@@ -59,6 +62,8 @@ pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_re
         is_greeted: Cell::new(false),
         may_read,
         batches: Gate::new(BATCHES_MAX),
+        came: Cell::new(0),
+        taken: Progress::default(),
     });
     while let Ok((send, recv)) = connection.accept_bi().await {
         spawn_local(stream(peer.clone(), send, recv)).detach_quietly();
@@ -77,9 +82,10 @@ async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
             }
             Kind::PeerBatch if peer.is_greeted.get() => {
                 let place = peer.batches.enter().await;
-                let (peer, body) = (peer.clone(), frame.body);
+                let (peer, body, number) = (peer.clone(), frame.body, peer.came.get());
+                peer.came.set(number + 1);
                 spawn_local(async move {
-                    batches::came(&peer.validator, body, peer.key).await;
+                    batches::came(&peer.validator, body, peer.key, number, &peer.taken).await;
                     drop(place);
                 })
                 .detach_quietly();

@@ -66,6 +66,8 @@ pub(super) struct Links {
     validator: RefCell<Weak<Validator>>,
     /// Those of the configuration.
     configured: BTreeSet<NodeKey>,
+    /// Messages that were sent, and their bytes.
+    sent: Cell<(u64, u64)>,
 }
 
 /// To one validator.
@@ -107,6 +109,7 @@ impl Links {
             links: RefCell::default(),
             validator: RefCell::default(),
             configured: peers.iter().map(|peer| peer.node).collect(),
+            sent: Cell::default(),
         };
         peers.iter().for_each(|peer| this.add(peer));
         this
@@ -184,10 +187,15 @@ impl Links {
     /// Sends an encoded message to one, or to all.
     pub(super) fn send(&self, to: Option<NodeKey>, message: &Bytes) {
         let links = self.links.borrow();
-        match to {
-            Some(key) => links.get(&key).into_iter().for_each(|link| link.send(message.clone())),
-            None => links.values().for_each(|link| link.send(message.clone())),
-        }
+        let receivers = links.values().filter(|link| to.is_none_or(|key| key == link.key));
+        let count = receivers.inspect(|link| link.send(message.clone())).count() as u64;
+        let (messages, bytes) = self.sent.get();
+        self.sent.set((messages + count, bytes + count * message.len() as u64));
+    }
+
+    /// How many messages were sent, and their bytes.
+    pub(super) fn sent(&self) -> (u64, u64) {
+        self.sent.get()
     }
 
     /// Sends a batch to all.

@@ -1,6 +1,7 @@
 //! A ledger's folder is opened, and its chain executed from the beginning.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     io,
     net::SocketAddr,
@@ -13,7 +14,7 @@ use std::{
 use metanode_application::{Application, Reference};
 use metanode_crypto::{Identity, tls};
 use metanode_ibft::{Certificate, ChainId, Record};
-use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError, system::Zip215};
+use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError};
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_quic::{Datagram, Endpoint, PortGroup};
 use metanode_replica::{Config as ReplicaConfig, Replica};
@@ -29,7 +30,7 @@ use super::{
     files::{self, Addresses},
     links::{Dialling, Links},
     results::Results,
-    validator::{Detach as _, Parts, SharedApplication, Validator, clock},
+    validator::{Counting, Detach as _, Parts, SharedApplication, Validator, clock},
     voice::{self, Said},
 };
 use crate::{
@@ -239,8 +240,9 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
 
     let endpoint = dialling_endpoint(listen, quic).map_err(io_error("make a socket for", &folder))?;
     let links = Links::new(Dialling { endpoint, identity: identity.clone(), crypto, ticket, chain: id }, &config.peers);
+    let signatures = Rc::new(Cell::new(0));
     let replica = Replica::restore(
-        replica_config(&config, identity.public()),
+        replica_config(&config, identity.public(), Rc::new(Counting(signatures.clone()))),
         &genesis,
         opened.chain,
         &batches,
@@ -271,6 +273,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         results: opened.results,
         silent,
         began,
+        signatures,
     });
     batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
     this.to_store.borrow_mut().extend(opened.unstored);
@@ -279,7 +282,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     Ok(this)
 }
 
-fn replica_config(config: &LedgerConfig, me: NodeKey) -> ReplicaConfig {
+fn replica_config(config: &LedgerConfig, me: NodeKey, verifier: Rc<Counting>) -> ReplicaConfig {
     ReplicaConfig {
         me: Some(me),
         waiting: WaitingLimits {
@@ -290,7 +293,7 @@ fn replica_config(config: &LedgerConfig, me: NodeKey) -> ReplicaConfig {
         },
         board: BoardLimits::default(),
         batch_number: unix_ms(), // above those of former lives
-        verifier: Rc::new(Zip215),
+        verifier,
     }
 }
 
@@ -322,7 +325,7 @@ async fn replay(
     let mut this = Opened0 {
         chain: Chain::new(genesis, &root),
         app: Arc::new(Mutex::new(Box::new(reference))),
-        results: Results::new(outcomes_max),
+        results: Results::new(outcomes_max, secret()?),
         named: HashSet::new(),
         unstored: Vec::new(),
     };
@@ -345,6 +348,13 @@ async fn replay(
         }
     }
     Ok(this)
+}
+
+/// A number that nobody else knows.
+fn secret() -> Result<u64, LedgerError> {
+    let mut secret = [0; 8];
+    metanode_shard::fill_random(&mut secret).map_err(io_error("draw a number for", Path::new("the ledger")))?;
+    Ok(u64::from_le_bytes(secret))
 }
 
 async fn follow(

@@ -2,7 +2,8 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::{BuildHasher, Hasher},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -20,6 +21,44 @@ pub(super) enum Known {
     Executed(Height, Outcome),
 }
 
+/// Names of transactions are hashes already: the table needs no other, only a secret, so that nobody can choose names that meet.
+#[derive(Debug, Clone)]
+struct Secret(u64);
+
+impl BuildHasher for Secret {
+    type Hasher = OfName;
+
+    fn build_hasher(&self) -> OfName {
+        OfName { secret: self.0, hash: 0 }
+    }
+}
+
+/// See [`Secret`].
+#[derive(Debug)]
+struct OfName {
+    secret: u64,
+    hash: u64,
+}
+
+impl Hasher for OfName {
+    fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..piece.len()].copy_from_slice(piece);
+            self.hash ^= u64::from_le_bytes(word);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {} // all names have one
+
+    fn finish(&self) -> u64 {
+        let product = u128::from(self.hash ^ self.secret) * u128::from(self.secret | 1);
+        (product >> 64) as u64 ^ product as u64
+    }
+}
+
+type ByName<T> = HashMap<TransactionId, T, Secret>;
+
 /// Outcomes of the latest blocks, and the names of transactions that wait.
 #[derive(Debug)]
 pub(super) struct Results(RefCell<Inner>);
@@ -31,22 +70,23 @@ struct Inner {
     blocks: VecDeque<Rc<Executed>>,
     count: usize,
     /// Where a transaction is: its block, and its place there.
-    places: HashMap<TransactionId, (Height, u32)>,
+    places: ByName<(Height, u32)>,
     /// Until this height.
-    waiting: HashMap<TransactionId, Height>,
-    askers: HashMap<TransactionId, Vec<(u64, Waker)>>,
+    waiting: ByName<Height>,
+    askers: ByName<Vec<(u64, Waker)>>,
     next_ticket: u64,
 }
 
 impl Results {
-    pub(super) fn new(outcomes_max: usize) -> Self {
+    pub(super) fn new(outcomes_max: usize, secret: u64) -> Self {
+        let secret = Secret(secret);
         Self(RefCell::new(Inner {
             outcomes_max,
             blocks: VecDeque::new(),
             count: 0,
-            places: HashMap::new(),
-            waiting: HashMap::new(),
-            askers: HashMap::new(),
+            places: HashMap::with_hasher(secret.clone()),
+            waiting: HashMap::with_hasher(secret.clone()),
+            askers: HashMap::with_hasher(secret),
             next_ticket: 0,
         }))
     }
@@ -69,11 +109,17 @@ impl Results {
         for (place, (id, outcome)) in executed.outcomes.iter().enumerate() {
             // What was skipped may have been executed before, or be executed later.
             let is_final = !matches!(outcome, Outcome::Skipped(_));
-            if is_final || !this.places.contains_key(id) {
-                this.places.insert(*id, (height, place as u32));
+            match this.places.entry(*id) {
+                Entry::Occupied(mut there) if is_final => _ = there.insert((height, place as u32)),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(free) => _ = free.insert((height, place as u32)),
             }
-            this.waiting.remove(id);
-            if let Some(askers) = this.askers.remove(id) {
+            if !this.waiting.is_empty() {
+                this.waiting.remove(id);
+            }
+            if !this.askers.is_empty()
+                && let Some(askers) = this.askers.remove(id)
+            {
                 askers.into_iter().for_each(|(_, waker)| waker.wake());
             }
         }
@@ -185,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_latest_are_kept_and_what_was_executed_beats_what_was_skipped() {
-        let results = Results::new(3);
+        let results = Results::new(3, 7);
         results.waits(id(1), Height(9));
         assert_eq!(results.of(&id(1)), Some(Known::Waits));
         let skipped = Outcome::Skipped(Code::NONCE_TOO_HIGH);

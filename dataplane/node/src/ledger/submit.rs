@@ -1,16 +1,20 @@
 //! Transactions of clients: read, checked, handed to the replica.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use metanode_ibft::{Evidence, Height};
-use metanode_ledger::{Code, Kind, Transaction, TransactionDraft, TransactionError, TransactionId, system};
+use metanode_ledger::{Code, Kind, Names, Transaction, TransactionDraft, TransactionError, TransactionId, system};
 use metanode_mempool as mempool;
 use metanode_replica::SubmitRefusal;
+use metanode_shard::{now, timeout};
 use metanode_types::{NodeKey, limits::SUBMIT_TRANSACTIONS_MAX};
 use metanode_wire::{Refusal, RefusalCode, TransactionRefusal, message::TransactionRefused};
 
 use super::{checks::all_of, validator::Validator};
+
+/// How long a request waits for room, before what does not fit is refused as busy.
+const ROOM_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Who sends, and what that permits.
 #[derive(Debug, Clone, Copy)]
@@ -29,12 +33,21 @@ pub(super) async fn submit(
     if let Some(why) = this.failed.borrow().as_ref() {
         return Err(Refusal::new(RefusalCode::Storage, format!("the ledger of this node has stopped: {why}")));
     }
-    if !this.replica.borrow().chain().validators().is_ok_and(|set| set.contains(&this.me())) {
+    if !this.replica.borrow().chain().system().latest().contains(&this.me()) {
         let why = "transactions to a node that is no validator now: send them to one (`metanode node validators`)";
         return Err(Refusal::new(RefusalCode::NotSupported, why));
     }
     let count = count(&encoded)?;
     let mut refusals: Vec<Option<TransactionRefusal>> = prefilter(this, sender, &encoded);
+    // Who brings more than there is room for is slowed down before it is refused.
+    let deadline = now() + ROOM_TIME_MAX;
+    while refusals.iter().flatten().any(TransactionRefusal::is_busy) && now() < deadline {
+        let made = this.batches_made.get();
+        if timeout(deadline - now(), this.batches_made.reach(made.next())).await.is_err() {
+            break;
+        }
+        refusals = prefilter(this, sender, &encoded);
+    }
     if refusals.iter().all(Option::is_some) {
         return Ok(messages(&refusals));
     }
@@ -45,22 +58,7 @@ pub(super) async fn submit(
     }
     let mut executed: Vec<u64> = vec![0; count];
     if all_of(&encoded).any(|transaction| transaction.kind == Kind::Application) {
-        let (app, bytes) = (this.app.clone(), encoded.clone());
-        let answers: Vec<Result<u64, Code>> = this
-            .executor
-            .run(move || {
-                let app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let of = |transaction: Transaction<'_>| match transaction.kind {
-                    Kind::Application => match app.check(&transaction) {
-                        Ok(()) => Ok(app.next_nonce(&transaction.account)),
-                        Err(code) => Err(code),
-                    },
-                    _ => Ok(0),
-                };
-                all_of(&bytes).map(of).collect()
-            })
-            .await;
-        for (place, answer) in answers.into_iter().enumerate() {
+        for (place, answer) in ask_application(this, encoded.clone()).await.into_iter().enumerate() {
             match answer {
                 Ok(nonce) => executed[place] = nonce,
                 Err(code) => _ = refusals[place].get_or_insert(TransactionRefusal::Application(code.0)),
@@ -70,7 +68,8 @@ pub(super) async fn submit(
     let good = all_of(&encoded).enumerate().filter(|(place, _)| refusals[*place].is_none());
     let (places, good): (Vec<usize>, Vec<(Transaction<'_>, u64)>) =
         good.map(|(place, transaction)| (place, (transaction, executed[place]))).unzip();
-    let ids: Vec<(TransactionId, Height)> = good.iter().map(|(it, _)| (it.id(&this.chain), it.expiry)).collect();
+    let names = Names::of(&this.chain);
+    let ids: Vec<(TransactionId, Height)> = good.iter().map(|(it, _)| (names.name(it), it.expiry)).collect();
     // Before they can be executed.
     let fresh: Vec<bool> = ids.iter().map(|(id, _)| this.results.of(id).is_none()).collect();
     ids.iter().zip(&fresh).filter(|(_, fresh)| **fresh).for_each(|((id, expiry), _)| this.results.waits(*id, *expiry));
@@ -84,6 +83,35 @@ pub(super) async fn submit(
         }
     }
     Ok(messages(&refusals))
+}
+
+/// What the application says to transactions: the nonce that each one's account is to use next, or why not.
+async fn ask_application(this: &Validator, encoded: Bytes) -> Vec<Result<u64, Code>> {
+    let app = this.app.clone();
+    let ask = move || {
+        let app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let of = |transaction: Transaction<'_>| match transaction.kind {
+            Kind::Application => match app.check(&transaction) {
+                Ok(()) => Ok(app.next_nonce(&transaction.account)),
+                Err(code) => Err(code),
+            },
+            _ => Ok(0),
+        };
+        all_of(&encoded).map(of).collect()
+    };
+    this.executor.run(ask).await
+}
+
+/// Transactions of a batch that no block will name: they wait again, as far as they may still be executed.
+pub(super) async fn again(this: &Rc<Validator>, encoded: Bytes) {
+    let answers = ask_application(this, encoded.clone()).await;
+    let good = all_of(&encoded).zip(answers).filter_map(|(transaction, answer)| Some((transaction, answer.ok()?)));
+    let me = this.me();
+    let verdicts = this.act(|replica, now| replica.submit_all(now, me, good));
+    let refused = verdicts.iter().filter(|verdict| verdict.is_err()).count();
+    if refused > 0 {
+        tracing::debug!("{refused} of {} transactions of an expired batch are over", verdicts.len());
+    }
 }
 
 fn messages(refusals: &[Option<TransactionRefusal>]) -> Vec<TransactionRefused> {

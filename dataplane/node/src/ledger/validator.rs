@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use metanode_application::Application;
 use metanode_crypto::Identity;
-use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Timer, View};
-use metanode_ledger::{Batch, Block, Genesis};
+use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Signature, Timer, Verifier, View};
+use metanode_ledger::{Batch, Block, Genesis, system::Zip215};
 use metanode_replica::{Effect, Replica};
 use metanode_shard::{Companion, Task, local::Notify, metrics::Histogram, now, spawn_local, timeout, unix_ms};
 use metanode_store::Store;
@@ -63,6 +63,8 @@ pub(crate) struct Validator {
     /// Final heights.
     pub(super) decided: Progress,
     pub(super) executed: Progress,
+    /// Batches of this validator: each makes room for more transactions.
+    pub(super) batches_made: Progress,
     timers: RefCell<[Option<(Timer, Instant)>; 3]>,
     timers_changed: Notify,
     /// Whom to ask for the next blocks, and up to which height there are some.
@@ -85,6 +87,10 @@ pub(super) struct Figures {
     pub(super) finality: RefCell<VecDeque<Duration>>,
     pub(super) timeouts: Cell<u64>,
     pub(super) transactions: Cell<u64>,
+    /// Those that did what they should.
+    pub(super) done: Cell<u64>,
+    /// Of validators' messages, checked.
+    pub(super) signatures: Rc<Cell<u64>>,
     pub(super) syncs: Histogram,
     /// Messages that counted for nothing.
     pub(super) refused: Cell<u64>,
@@ -185,6 +191,7 @@ pub(super) struct Parts {
     pub(super) results: Results,
     pub(super) silent: Option<String>,
     pub(super) began: Instant,
+    pub(super) signatures: Rc<Cell<u64>>,
 }
 
 impl Validator {
@@ -216,6 +223,7 @@ impl Validator {
             to_execute_came: Notify::default(),
             decided: Progress::new(tip),
             executed: Progress::new(tip),
+            batches_made: Progress::default(),
             timers: RefCell::default(),
             timers_changed: Notify::default(),
             behind: Cell::default(),
@@ -223,7 +231,7 @@ impl Validator {
             began: parts.began,
             silent: RefCell::new(parts.silent),
             failed: RefCell::default(),
-            figures: Figures::default(),
+            figures: Figures { signatures: parts.signatures, ..Figures::default() },
             proposed: Cell::default(),
             tasks: RefCell::default(),
         })
@@ -293,7 +301,10 @@ impl Validator {
                 self.timers_changed.notify();
                 return None;
             }
-            Effect::MakeBatch(draft) => return Some(Box::pin(batches::make(self.clone(), draft))),
+            Effect::MakeBatch(draft) => {
+                self.batches_made.set(self.batches_made.get().next());
+                return Some(Box::pin(batches::make(self.clone(), draft)));
+            }
             Effect::FetchBatch { digest, from } => return Some(Box::pin(batches::fetch(self.clone(), digest, from))),
             Effect::CatchUp { from, height } => {
                 self.behind.set(Some((from, height)));
@@ -356,6 +367,17 @@ impl Validator {
     pub(crate) fn stop(&self) {
         self.tasks.take();
         self.links.stop();
+    }
+}
+
+/// The chain's verifier, which counts.
+#[derive(Debug, Default)]
+pub(super) struct Counting(pub(super) Rc<Cell<u64>>);
+
+impl Verifier for Counting {
+    fn verify(&self, signer: &NodeKey, domain: &str, message: &[u8], signature: &Signature) -> bool {
+        self.0.set(self.0.get() + 1);
+        Zip215.verify(signer, domain, message, signature)
     }
 }
 
