@@ -116,3 +116,39 @@ impl ShardCounters {
         RefusalCode::ALL.iter().copied().zip(self.refused.iter().map(Counter::value))
     }
 }
+
+/// Counters of the ledger. Written by its shard alone.
+#[derive(Debug, Default)]
+pub(crate) struct LedgerCounters {
+    /// The last final height.
+    pub(crate) height: Gauge,
+    /// The last executed height.
+    pub(crate) executed: Gauge,
+    /// The round that the next height is in.
+    pub(crate) round: Gauge,
+    /// 1 when this node votes.
+    pub(crate) votes: Gauge,
+    /// Validators and peers that it is connected to.
+    pub(crate) connected: Gauge,
+    /// Transactions that wait, and their bytes.
+    pub(crate) waiting: Gauge,
+    pub(crate) waiting_bytes: Gauge,
+    /// Batches that no block names.
+    pub(crate) batches: Gauge,
+    /// Transactions that were executed, and of them those that did what they should.
+    pub(crate) transactions: Counter,
+    pub(crate) done: Counter,
+    /// Rounds that ended without a block.
+    pub(crate) timeouts: Counter,
+    /// From this node's proposals to their quorums of commits.
+    pub(crate) finality: Histogram,
+    /// Syncs of the sign state.
+    pub(crate) syncs: Histogram,
+    /// Messages of the protocol that were sent, one for each receiver, and their bytes.
+    pub(crate) messages: Counter,
+    pub(crate) message_bytes: Counter,
+    /// Messages that counted for nothing.
+    pub(crate) refused: Counter,
+    /// Signatures of validators' messages that were checked.
+    pub(crate) signatures: Counter,
+}

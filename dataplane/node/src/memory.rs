@@ -26,6 +26,18 @@ const CONNECTION_BYTES: u64 = (32 + 128) << 10;
 /// An entry of the index.
 const ENTRY_BYTES: u64 = 64;
 
+/// Of the ledger: batches in memory until they are executed, what is under way in checks and execution. The application's state comes on top.
+const LEDGER_BYTES: u64 = 160 << 20;
+
+/// A transaction that waits, besides its bytes: its place in tables, its account's.
+const WAITING_BYTES: u64 = 512;
+
+/// An outcome that is kept, with its place in a table.
+const OUTCOME_BYTES: u64 = 192;
+
+/// A validator: what waits for it, what comes from it, its batches that no block names.
+const VALIDATOR_BYTES: u64 = (4 + 32 + 4 + 16) << 20;
+
 /// Buffers of a small read that is under way: the disk's blocks, before they are copied to where they stay.
 const READ_BYTES: u64 = 72 << 10;
 
@@ -49,8 +61,20 @@ pub(crate) fn limit_bytes(config: &Config, shards: u64, present: Present) -> u64
         + READS_MAX as u64 * READ_BYTES
         + u64::from(REQUESTS_WAITING_MAX) * REQUEST_BYTES;
     // A whole blob has an entry for itself and one for its only chunk.
+    let ledger = match config.ledger.genesis.is_empty() {
+        true => 0,
+        false => {
+            let ledger = &config.ledger;
+            LEDGER_BYTES
+                + 2 * ledger.waiting_bytes_max
+                + u64::from(ledger.waiting_max) * WAITING_BYTES
+                + u64::from(ledger.outcomes_max) * OUTCOME_BYTES
+                + (ledger.peers.len() as u64 + 1) * VALIDATOR_BYTES
+        }
+    };
     let entries = 2 * present.blobs + present.blob_bytes / CHUNK_BYTES as u64;
     PROCESS_BYTES
+        + ledger
         + shards * shard
         + store.cache_bytes
         + store.cache_bytes / CACHE_ROUNDING

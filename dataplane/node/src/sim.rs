@@ -69,6 +69,7 @@ impl Serving {
             config: config.clone(),
             data_path: PathBuf::new(),
             shards: count.iter().map(|_| Arc::new(ShardCounters::default())).collect(),
+            ledger: None,
             stalls: Stalls::new(count),
             store,
             stop: Default::default(),

@@ -17,7 +17,7 @@ use metanode_types::{NodeKey, ShardId};
 
 use crate::{
     config::Config,
-    counters::ShardCounters,
+    counters::{LedgerCounters, ShardCounters},
     memory::{self, Present},
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct NodeState {
     pub(crate) data_path: PathBuf,
     /// One a shard, in order.
     pub(crate) shards: Vec<Arc<ShardCounters>>,
+    /// Of a node with a ledger.
+    pub(crate) ledger: Option<Arc<LedgerCounters>>,
     pub(crate) stalls: Stalls,
     pub(crate) store: StoreShared,
     /// Set once the node is to stop; the control thread looks at it.

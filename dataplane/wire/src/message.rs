@@ -508,6 +508,8 @@ messages! {
     PeerWelcome {
         /// Last final height.
         height: u64,
+        /// Tickets by which validators are reached, as far as this one knows. Whether they are is seen when they are dialled.
+        peers: Vec<String>,
     }
 
     /// A message of the protocol, as `metanode-codec` has it, in the body. No answer.

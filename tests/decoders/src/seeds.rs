@@ -149,7 +149,7 @@ fn ledger_archives(add: Add<'_>, hash: [u8; 32]) {
     archive(add, &OutcomesReply { count: 8 });
     archive(add, &BatchGet { digest: hash });
     archive(add, &PeerHello { chain: hash, ticket: "mn1aaaa".to_owned() });
-    archive(add, &PeerWelcome { height: 9 });
+    archive(add, &PeerWelcome { height: 9, peers: vec!["mn1aaaa".to_owned()] });
     archive(add, &PeerMessage {});
     archive(add, &PeerBatch {});
 }

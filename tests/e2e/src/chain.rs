@@ -11,8 +11,12 @@ use metanode_application::{Account, Operation};
 use metanode_client::{Client, ClientConfig, ClientError, TransactionStatus};
 use metanode_crypto::Identity;
 use metanode_ibft::{ChainId, Height};
-use metanode_ledger::{Genesis, Kind, Outcome, Transaction, TransactionDraft, TransactionId};
+use metanode_ledger::{
+    Genesis, Kind, Outcome, Transaction, TransactionDraft, TransactionId,
+    system::{PROOF_DOMAIN, Wish, proof_message},
+};
 use metanode_types::NodeKey;
+use metanode_wire::Ticket;
 use tempfile::TempDir;
 
 use crate::{
@@ -57,8 +61,14 @@ impl Network {
     fn shrink(&self, data: &Path) {
         let path = data.join("metanode.toml");
         let config = std::fs::read_to_string(&path).expect("there is a configuration");
-        let lines: Vec<&str> =
-            config.lines().map(|line| if line.starts_with("segment_bytes") { SEGMENT_BYTES } else { line }).collect();
+        let lines: Vec<&str> = config
+            .lines()
+            .map(|line| match line {
+                _ if line.starts_with("segment_bytes") => SEGMENT_BYTES,
+                "listen = \"off\"" => "listen = \"127.0.0.1:0\"", // the metrics page
+                line => line,
+            })
+            .collect();
         std::fs::write(&path, lines.join("\n")).expect("it can be written");
     }
 
@@ -102,6 +112,45 @@ impl Network {
     pub fn start(&mut self, index: usize) {
         let log = self.temp.path().join(format!("validator-{}.log", index + 1));
         self.nodes[index] = Some(Node::spawn(&mut self.start_command(index), log));
+    }
+
+    /// As [`Network::start`], with the command as `change` has it.
+    #[track_caller]
+    pub fn start_by(&mut self, index: usize, change: impl FnOnce(&Command) -> Command) {
+        let log = self.temp.path().join(format!("validator-{}.log", index + 1));
+        self.nodes[index] = Some(Node::spawn(&mut change(&self.start_command(index)), log));
+    }
+
+    /// Gives all validators other addresses, before they are started.
+    pub fn move_to(&self, address: impl Fn(usize) -> String) {
+        let tickets: Vec<Ticket> = (0..self.len())
+            .map(|index| Ticket {
+                node: self.identity(index).public(),
+                addresses: vec![address(index).parse().expect("an address")],
+                hash: None,
+            })
+            .collect();
+        for index in 0..self.len() {
+            let path = self.data(index).join("metanode.toml");
+            let config = std::fs::read_to_string(&path).expect("there is a configuration");
+            let mut lines = Vec::new();
+            let mut in_peers = false;
+            for line in config.lines() {
+                match line {
+                    _ if line.starts_with("listen = \"127.") => lines.push(format!("listen = \"{}\"", address(index))),
+                    _ if line.starts_with("peers = [") => {
+                        let peers = tickets.iter().enumerate().filter(|(place, _)| *place != index);
+                        let peers: Vec<String> = peers.map(|(_, ticket)| format!("\"{ticket}\"")).collect();
+                        lines.push(format!("peers = [{}]", peers.join(", ")));
+                        in_peers = true;
+                    }
+                    "]" if in_peers => in_peers = false,
+                    _ if in_peers => {}
+                    _ => lines.push(line.to_owned()),
+                }
+            }
+            std::fs::write(&path, lines.join("\n")).expect("it can be written");
+        }
     }
 
     /// What starts a validator.
@@ -174,6 +223,52 @@ impl Network {
     #[track_caller]
     pub fn cli_on(&self, folder: &Path, line: &str) -> Ran {
         run(metanode(line.split(' ')).arg("--data").arg(folder).current_dir(self.temp.path()), b"")
+    }
+
+    /// A validator's key pair.
+    pub fn identity(&self, index: usize) -> Identity {
+        let pem = std::fs::read_to_string(self.data(index).join("node.key")).expect("there is a key");
+        Identity::from_pem(&pem).expect("it is a key")
+    }
+
+    /// Asks the ledger for something of its own, as a validator, and waits until that is executed.
+    pub async fn wish(&self, index: usize, wish: &Wish) -> Outcome {
+        let identity = self.identity(index);
+        let client = self.client(index).await.expect("it takes connections");
+        let height = client.ledger_status().await.expect("it has a ledger").height;
+        let payload = wish.encode();
+        let draft = TransactionDraft {
+            kind: Kind::Validators,
+            account: identity.public(),
+            nonce: 0,
+            fee: 0,
+            expiry: Height(height + 1_000),
+            payload: &payload,
+        };
+        let sign = |domain: &str, message: &[u8]| Ok::<_, std::convert::Infallible>(identity.sign(domain, message));
+        let Ok(encoded) = draft.encode(&self.chain(), sign);
+        let id = Transaction::decode(&encoded).expect("it was made just now").id(&self.chain());
+        assert_eq!(client.submit(encoded.into()).await.expect("it is asked"), [], "it is taken");
+        match client.transaction(id, Duration::from_secs(20)).await {
+            Ok(TransactionStatus::Executed { outcome, .. }) => outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The consent of somebody to becoming a validator.
+    pub fn consent(&self, identity: &Identity) -> [u8; 64] {
+        identity.sign(PROOF_DOMAIN, &proof_message(&self.chain(), &identity.public()))
+    }
+
+    /// Waits until these vote, as a validator says.
+    pub async fn votes(&self, index: usize, keys: &[NodeKey], time: Duration) {
+        let client = self.client(index).await.expect("it takes connections");
+        let mut wanted: Vec<[u8; 32]> = keys.iter().map(|key| key.0).collect();
+        wanted.sort_unstable();
+        eventually("the set of validators", time, async || {
+            client.ledger_status().await.ok().filter(|status| status.validators == wanted)
+        })
+        .await;
     }
 
     /// Who may write to all of them, and has everything at the beginning.

@@ -103,7 +103,9 @@ impl Home {
     /// As [`Home::start`], on an address.
     #[track_caller]
     pub fn start_at(&self, shards: u16, listen: &str) -> Node {
-        Node::spawn(&mut self.start_command(shards, listen), self.beside("node.log"))
+        let node = Node::spawn(&mut self.start_command(shards, listen), self.beside("node.log"));
+        assert_eq!(node.ready.pid, node.child.0.id(), "the ready line names the process");
+        node
     }
 
     /// Runs a node that is expected to end by itself, before it serves.
@@ -222,7 +224,6 @@ impl Node {
         let mut node = Self { child: Ending(child), ready: Ready::default(), log_path };
         let line = node.first_line();
         node.ready = Ready::parse(&line);
-        assert_eq!(node.ready.pid, node.child.0.id(), "the ready line names the process");
         node
     }
 

@@ -16,9 +16,9 @@ use metanode_client::TransactionStatus;
 use metanode_crypto::Identity;
 use metanode_e2e::{Network, Sender, account, eventually, scenario, transaction};
 use metanode_ibft::Height;
-use metanode_ledger::{Outcome, TransactionDraft, TransactionId};
+use metanode_ledger::{Code, Outcome, TransactionDraft, TransactionId, system::Wish};
 use metanode_types::NodeKey;
-use metanode_wire::{RefusalCode, Ticket, TransactionRefusal};
+use metanode_wire::{Frame, FrameLimits, FrameReader, Kind, RefusalCode, Ticket, TransactionRefusal};
 
 const TIME: Duration = Duration::from_secs(60);
 
@@ -51,6 +51,10 @@ fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
     let verified = network.cli(&format!("ledger verify -o json --genesis {}/genesis.json", network.folder().display()));
     assert_eq!(verified.ok().json()["transactions"], 4);
     assert_eq!(network.cli("node validators -o json").ok().json().as_array().unwrap().len(), 4);
+    let node = network.node(0);
+    assert!(node.metric("ledger_height") >= 3.0 && node.metric("ledger_transactions_done_total") >= 3.0);
+    assert_eq!((node.metric("ledger_votes"), node.metric("ledger_connected")), (1.0, 3.0));
+    assert!(node.metric("ledger_sign_sync_seconds_count") >= 3.0);
     (0..4).for_each(|index| network.stop(index));
     network.start_all();
     scenario(network.reach(0, 1, TIME));
@@ -95,8 +99,8 @@ async fn pay(
                 turn += 1;
                 let network = network.read().await;
                 let running: Vec<usize> = network.running().collect();
-                let index = *running.get(turn % running.len().max(1))?;
-                network.client_as(index, identities[index].clone()).await.ok()
+                let validator = *running.get(turn % running.len().max(1))?;
+                network.client_as(validator, identities[index].clone()).await.ok()
             })
             .await;
         let mut done = done.lock().unwrap();
@@ -211,6 +215,100 @@ fn one_may_be_gone_two_stop_the_chain_and_it_resumes() {
     // What was sent meanwhile is executed.
     eventually_value(&network, "c");
     scenario(async { network.reach(3, height(&network), TIME).await });
+}
+
+/// Runs something with a network whose clients pay each other meanwhile, and checks what they were told.
+fn under_load(network: Network, identities: &[Identity], work: impl AsyncFnOnce(&tokio::sync::RwLock<Network>)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let network = Arc::new(tokio::sync::RwLock::new(network));
+        let go_on = Arc::new(AtomicBool::new(true));
+        let done = Arc::new(Mutex::new(Operations::new()));
+        let payers: Vec<_> = (0..identities.len())
+            .map(|index| {
+                let (network, go_on, done) = (network.clone(), go_on.clone(), done.clone());
+                tokio::task::spawn_local(pay(index, identities.to_vec(), network, go_on, done))
+            })
+            .collect();
+        work(&network).await;
+        go_on.store(false, Ordering::Relaxed);
+        for payer in payers {
+            tokio::time::timeout(TIME, payer).await.expect("it ends in time").unwrap();
+        }
+        let done = std::mem::replace(&mut *done.lock().unwrap(), Operations::new());
+        check(&*network.read().await, identities, &done, 1_000_000).await;
+    });
+}
+
+#[test]
+fn validators_come_and_go_under_load_and_keys_are_rotated() {
+    let (identities, accounts) = clients(3);
+    let mut options: Vec<&str> = vec!["--empty-ms", "100", "--round-ms", "500", "--round-ms-max", "2000"];
+    options.extend(accounts.iter().map(String::as_str));
+    let mut network = Network::new(4, &options);
+    network.start_all();
+    under_load(network, &identities, async |network| {
+        // 4 → 5: one follows, three vote for it.
+        let fifth = network.write().await.join();
+        let network_now = network.read().await;
+        let newcomer = network_now.identity(fifth);
+        let consent = network_now.consent(&newcomer);
+        let mut keys: Vec<NodeKey> = (0..4).map(|index| network_now.identity(index).public()).collect();
+        let forged = network_now.wish(0, &Wish::Add(newcomer.public(), [7; 64])).await;
+        assert_eq!(forged, Outcome::Failed(Code::NO_PROOF_OF_KEY));
+        for voter in 0..3 {
+            let outcome = network_now.wish(voter, &Wish::Add(newcomer.public(), consent)).await;
+            assert_eq!(outcome, Outcome::DONE, "vote {voter}");
+        }
+        keys.push(newcomer.public());
+        network_now.votes(fifth, &keys, TIME).await;
+        let client = network_now.client(fifth).await.unwrap();
+        eventually("the newcomer votes", TIME, async || {
+            client.ledger_status().await.ok().filter(|status| status.role == 1 && !status.finality_us.is_empty())
+        })
+        .await;
+        // 5 → 4: who has just proposed goes; of five, four must vote for it, its own vote among them or not.
+        let status = client.ledger_status().await.unwrap();
+        let (block, _) = client.block(Height(status.height), TIME).await.unwrap().unwrap();
+        let removed = (0..5).find(|index| keys[*index] == block.header.author).unwrap();
+        for voter in (0..5).filter(|index| *index != removed) {
+            assert_eq!(network_now.wish(voter, &Wish::Remove(keys[removed])).await, Outcome::DONE);
+        }
+        let left: Vec<usize> = (0..5).filter(|index| *index != removed).collect();
+        let mut left_keys: Vec<NodeKey> = left.iter().map(|index| keys[*index]).collect();
+        network_now.votes(left[0], &left_keys, TIME).await;
+        network_now.votes(removed, &left_keys, TIME).await; // it follows
+        let height = client.ledger_status().await.unwrap().height;
+        drop(network_now);
+        // Without the removed one and another, three of four are a quorum; of five they would be none.
+        network.write().await.kill(removed);
+        network.write().await.kill(left[1]);
+        network.read().await.reach(left[0], height + 5, TIME).await;
+        network.write().await.start_all();
+        // Another key for one of them, which is restarted with it.
+        let other = Identity::from_seed(&[77; 32]);
+        let rotating = left[2];
+        let network_now = network.read().await;
+        let outcome = network_now.wish(rotating, &Wish::Rotate(other.public(), network_now.consent(&other))).await;
+        assert_eq!(outcome, Outcome::DONE);
+        let place = left_keys.iter().position(|key| *key == keys[rotating]).unwrap();
+        left_keys[place] = other.public();
+        network_now.votes(left[0], &left_keys, TIME).await;
+        let data = network_now.data(rotating);
+        drop(network_now);
+        let mut network_now = network.write().await;
+        network_now.stop(rotating);
+        fs::write(data.join("node.key"), other.to_pem().as_bytes()).unwrap();
+        fs::remove_dir_all(data.join("ledger/sign")).unwrap();
+        network_now.cli_on(&data, "ledger sign --it-has-signed-nothing-that-matters").ok();
+        network_now.start(rotating);
+        let network_now = network_now.downgrade();
+        let client = network_now.client(rotating).await.unwrap();
+        eventually("it votes with its other key", TIME, async || {
+            client.ledger_status().await.ok().filter(|status| status.role == 1 && !status.finality_us.is_empty())
+        })
+        .await;
+    });
 }
 
 fn eventually_value(network: &Network, name: &str) {
@@ -350,23 +448,26 @@ fn strangers_and_nonsense_among_validators_change_nothing() {
         let greeting = metanode_wire::message::PeerHello { chain: network.chain().0, ticket: own.to_string() };
         metanode_wire::encode(&mut hello, 1, &greeting, 0);
         send.write_all(&hello).await.unwrap();
-        let mut reply = [0; 16];
-        recv.read_exact(&mut reply).await.unwrap();
-        assert_eq!(reply[1], metanode_wire::Kind::PeerWelcome as u8, "it may listen");
+        let mut reader = FrameReader::new(FrameLimits::default());
+        let frame = next_frame(&mut recv, &mut reader).await;
+        assert_eq!(frame.kind, Kind::PeerWelcome, "it may listen");
         let mut said = Vec::new();
         metanode_wire::encode(&mut said, 2, &metanode_wire::message::PeerMessage {}, 4);
         said.extend([1, 2, 3, 4]);
         send.write_all(&said).await.unwrap();
-        let mut rest = vec![0; 4096];
-        let mut got = Vec::new();
-        while got.len() < 16 + 8 {
-            let count = recv.read(&mut rest).await.unwrap().expect("an answer comes");
-            got.extend_from_slice(&rest[..count]);
-        }
-        let refused = got.windows(2).any(|pair| pair == [1, metanode_wire::Kind::Refused as u8]);
-        assert!(refused, "it may not speak");
+        assert_eq!(next_frame(&mut recv, &mut reader).await.kind, Kind::Refused, "it may not speak");
     });
     network.cli("tx send set a 1").ok();
+}
+
+async fn next_frame(recv: &mut quinn::RecvStream, reader: &mut FrameReader) -> Frame {
+    loop {
+        if let Some(frame) = reader.next_frame().unwrap() {
+            return frame;
+        }
+        let chunk = recv.read_chunk(usize::MAX, true).await.unwrap().expect("an answer comes");
+        reader.push(chunk.bytes);
+    }
 }
 
 async fn connect_as_validator(ticket: &Ticket, identity: &Identity) -> quinn::Connection {

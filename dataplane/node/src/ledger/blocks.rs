@@ -158,14 +158,15 @@ pub(super) async fn execute(this: Rc<Validator>) {
         block.batches.iter().for_each(|digest| cached.remove(digest));
         drop(cached);
         note(&this, executed);
+        this.reach_validators();
+        this.publish_role();
     }
 }
 
 fn note(this: &Validator, executed: Executed) {
-    let count = this.figures.transactions.get() + executed.outcomes.len() as u64;
-    this.figures.transactions.set(count);
+    this.counters.transactions.add(executed.outcomes.len() as u64);
     let done = executed.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Done(_))).count();
-    this.figures.done.set(this.figures.done.get() + done as u64);
+    this.counters.done.add(done as u64);
     let height = executed.height;
     this.results.add(executed);
     this.executed.set(height);

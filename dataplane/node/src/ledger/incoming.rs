@@ -16,7 +16,7 @@ use metanode_wire::{
 use super::{
     batches,
     blocks::whole,
-    links::read_frame,
+    links::{Heard, read_frame},
     route::LedgerRoute,
     validator::{Detach as _, Progress, Validator},
 };
@@ -39,13 +39,29 @@ struct Peer {
     validator: Rc<Validator>,
     connection: Connection,
     key: NodeKey,
-    /// It is of the chain, and may say things.
+    /// It is of the chain.
     is_greeted: Cell<bool>,
+    /// It has been seen to be one that may say things.
+    is_known: Cell<bool>,
     may_read: bool,
     batches: Gate,
     /// How many batches have come, and how many of them were taken or not.
     came: Cell<u64>,
     taken: Progress,
+}
+
+impl Peer {
+    /// Who votes now or soon, or is named in the configuration, may say things here.
+    fn may_speak(&self) -> bool {
+        let validator = &self.validator;
+        let may = self.is_greeted.get()
+            && (validator.links.names(&self.key)
+                || validator.replica.borrow().chain().system().latest().contains(&self.key));
+        if may && !self.is_known.replace(true) {
+            self.connection.set_receive_window(VALIDATOR_WINDOW_BYTES);
+        }
+        may
+    }
 }
 
 /// Serves a connection until it ends.
@@ -60,6 +76,7 @@ pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_re
         connection: connection.clone(),
         key,
         is_greeted: Cell::new(false),
+        is_known: Cell::new(false),
         may_read,
         batches: Gate::new(BATCHES_MAX),
         came: Cell::new(0),
@@ -76,11 +93,11 @@ async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
         let mut out = Vec::new();
         let answer = match frame.kind {
             Kind::PeerHello => hello(&peer, &frame, &mut out).map(|()| Bytes::new()),
-            Kind::PeerMessage if peer.is_greeted.get() => {
+            Kind::PeerMessage if peer.may_speak() => {
                 message(&peer, &frame);
                 continue;
             }
-            Kind::PeerBatch if peer.is_greeted.get() => {
+            Kind::PeerBatch if peer.may_speak() => {
                 let place = peer.batches.enter().await;
                 let (peer, body, number) = (peer.clone(), frame.body, peer.came.get());
                 peer.came.set(number + 1);
@@ -131,21 +148,16 @@ fn hello(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Refusal> {
     if !this.is_sound() {
         return Err(Refusal::new(RefusalCode::Busy, "the ledger of this node has stopped"));
     }
-    // Who votes now or soon, or is named in the configuration, may say things here, and is talked to.
-    let is_known = {
-        let replica = this.replica.borrow();
-        this.links.names(&peer.key) || replica.chain().system().latest().contains(&peer.key)
-    };
-    if is_known {
-        let ticket: Ticket = hello.ticket.as_str().parse().map_err(malformed)?;
-        if ticket.node != peer.key {
-            return Err(malformed("the ticket is of another node"));
-        }
-        this.links.add(&ticket);
-        peer.connection.set_receive_window(VALIDATOR_WINDOW_BYTES);
-        peer.is_greeted.set(true);
+    let ticket: Ticket = hello.ticket.as_str().parse().map_err(malformed)?;
+    if ticket.node != peer.key {
+        return Err(malformed("the ticket is of another node"));
     }
-    encode(out, frame.request, &PeerWelcome { height: this.decided.get().0 }, 0);
+    peer.is_greeted.set(true);
+    let latest = this.replica.borrow().chain().system().latest().clone();
+    this.links.hear(&ticket, Heard::FromItself);
+    this.links.reach(&latest);
+    let peers = this.links.tickets(&latest).iter().map(Ticket::to_string).collect();
+    encode(out, frame.request, &PeerWelcome { height: this.decided.get().0, peers }, 0);
     Ok(())
 }
 

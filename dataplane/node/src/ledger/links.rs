@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use metanode_crypto::{Identity, tls};
-use metanode_ibft::{ChainId, Height, Message};
+use metanode_ibft::{ChainId, Height, Message, VALIDATORS_MAX, ValidatorSet};
 use metanode_ledger::{Block, decode_certificate};
 use metanode_quic::{Connection, Endpoint, RecvStream, SendStream};
 use metanode_shard::{Task, local::Notify, sleep, spawn_local, timeout};
@@ -26,12 +26,16 @@ use metanode_wire::{
 };
 
 use super::validator::{ByKey, Validator};
+use crate::counters::LedgerCounters;
 
 /// Bytes of messages that wait for one validator: hundreds of heights of votes, tens of the largest proposals.
 const MESSAGES_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of batches that wait for one validator: what a loaded chain orders in a second.
 const BATCHES_BYTES_MAX: usize = 32 << 20;
+
+/// Nodes that are remembered in case they become validators.
+const HEARD_MAX: usize = 4 * VALIDATORS_MAX;
 
 /// Pauses between two attempts to connect.
 const DIAL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -66,8 +70,18 @@ pub(super) struct Links {
     validator: RefCell<Weak<Validator>>,
     /// Those of the configuration.
     configured: BTreeSet<NodeKey>,
-    /// Messages that were sent, and their bytes.
-    sent: Cell<(u64, u64)>,
+    /// How nodes are reached that have greeted, or that others have told of, whether they are validators or not.
+    heard: RefCell<ByKey<(Heard, Ticket)>>,
+    counters: Arc<LedgerCounters>,
+}
+
+/// How it is known how somebody is reached; the later is the better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Heard {
+    /// Another one says so.
+    FromOthers,
+    /// It says so itself, and has proven to be itself.
+    FromItself,
 }
 
 /// To one validator.
@@ -103,13 +117,14 @@ impl Queue {
 }
 
 impl Links {
-    pub(super) fn new(dialling: Dialling, peers: &[Ticket]) -> Self {
+    pub(super) fn new(dialling: Dialling, peers: &[Ticket], counters: Arc<LedgerCounters>) -> Self {
         let this = Self {
             dialling: Rc::new(dialling),
             links: RefCell::default(),
             validator: RefCell::default(),
             configured: peers.iter().map(|peer| peer.node).collect(),
-            sent: Cell::default(),
+            heard: RefCell::default(),
+            counters,
         };
         peers.iter().for_each(|peer| this.add(peer));
         this
@@ -151,6 +166,41 @@ impl Links {
         }
     }
 
+    /// Somebody is reached like this. Of strangers no more are remembered than there can be validators, several times over.
+    pub(super) fn hear(&self, ticket: &Ticket, from: Heard) {
+        let mut heard = self.heard.borrow_mut();
+        let is_better = heard.get(&ticket.node).is_none_or(|(known, _)| from >= *known);
+        if is_better && (heard.len() < HEARD_MAX || heard.contains_key(&ticket.node)) {
+            heard.insert(ticket.node, (from, ticket.clone()));
+        }
+        drop(heard);
+        if from == Heard::FromItself && self.links.borrow().contains_key(&ticket.node) {
+            self.add(ticket);
+        }
+    }
+
+    /// Connects to those of a set that it knows how to reach.
+    pub(super) fn reach(&self, validators: &ValidatorSet) {
+        for key in validators.iter() {
+            if self.links.borrow().contains_key(key) {
+                continue;
+            }
+            let ticket = self.heard.borrow().get(key).map(|(_, ticket)| ticket.clone());
+            ticket.into_iter().for_each(|ticket| self.add(&ticket));
+        }
+    }
+
+    /// How those of a set are reached, as far as it knows, itself included.
+    pub(super) fn tickets(&self, validators: &ValidatorSet) -> Vec<Ticket> {
+        let links = self.links.borrow();
+        let own = std::iter::once(&self.dialling.ticket).filter(|own| validators.contains(&own.node)).cloned();
+        let others = validators.iter().filter_map(|key| {
+            let addresses = links.get(key)?.addresses.borrow().clone();
+            Some(Ticket { node: *key, addresses, hash: None })
+        });
+        own.chain(others).collect()
+    }
+
     fn keep(&self, link: &Rc<Link>) {
         let task = spawn_local(keep(self.dialling.clone(), link.clone(), self.validator.borrow().clone()));
         *link.task.borrow_mut() = Some(task);
@@ -189,13 +239,8 @@ impl Links {
         let links = self.links.borrow();
         let receivers = links.values().filter(|link| to.is_none_or(|key| key == link.key));
         let count = receivers.inspect(|link| link.send(message.clone())).count() as u64;
-        let (messages, bytes) = self.sent.get();
-        self.sent.set((messages + count, bytes + count * message.len() as u64));
-    }
-
-    /// How many messages were sent, and their bytes.
-    pub(super) fn sent(&self) -> (u64, u64) {
-        self.sent.get()
+        self.counters.messages.add(count);
+        self.counters.message_bytes.add(count * message.len() as u64);
     }
 
     /// Sends a batch to all.
@@ -275,7 +320,11 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
         let addresses = link.addresses.borrow().clone();
         for address in addresses {
             match timeout(DIAL_TIME_MAX, greet(&dialling, &link.key, address)).await {
-                Ok(Ok((connection, send))) => {
+                Ok(Ok((connection, send, peers))) => {
+                    if let Some(validator) = validator.upgrade() {
+                        peers.iter().for_each(|peer| validator.links.hear(peer, Heard::FromOthers));
+                        validator.reach_validators();
+                    }
                     pause = least;
                     tracing::info!(validator = %link.key, %address, "connected");
                     serve(&link, connection, send, &validator).await;
@@ -291,7 +340,11 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
 }
 
 /// A connection that is greeted, and its stream for messages.
-async fn greet(dialling: &Dialling, key: &NodeKey, address: SocketAddr) -> Result<(Connection, SendStream), String> {
+async fn greet(
+    dialling: &Dialling,
+    key: &NodeKey,
+    address: SocketAddr,
+) -> Result<(Connection, SendStream, Vec<Ticket>), String> {
     let config = tls::client_with(dialling.crypto.clone(), &dialling.identity, *key, &[tls::ALPN_BPI]);
     let config = config.map_err(|error| error.to_string())?;
     let connected = dialling.endpoint.connect(Arc::new(config), address, tls::SERVER_NAME).await;
@@ -306,7 +359,10 @@ async fn greet(dialling: &Dialling, key: &NodeKey, address: SocketAddr) -> Resul
         let frame = read_frame(&mut recv, &mut reader).await.ok_or("no greeting came back")?;
         match frame.kind {
             Kind::PeerWelcome => match frame.message::<PeerWelcome>() {
-                Ok(_) => Ok(send),
+                Ok(welcome) => {
+                    let peers = welcome.peers.iter().take(VALIDATORS_MAX).filter_map(|peer| peer.as_str().parse().ok());
+                    Ok((send, peers.collect::<Vec<Ticket>>()))
+                }
                 Err(error) => Err(error.to_string()),
             },
             Kind::Refused => {
@@ -317,7 +373,7 @@ async fn greet(dialling: &Dialling, key: &NodeKey, address: SocketAddr) -> Resul
         }
     };
     match greeting.await {
-        Ok(send) => Ok((connection, send)),
+        Ok((send, peers)) => Ok((connection, send, peers)),
         Err(why) => {
             connection.close(crate::codes::DONE, b"");
             Err(why)
@@ -330,6 +386,10 @@ async fn serve(link: &Rc<Link>, connection: Connection, messages: SendStream, va
     // What was said while nobody listened is said again, as far as it still matters.
     while link.messages.pop().is_some() {}
     *link.connection.borrow_mut() = Some(connection.clone());
+    let counted = validator.upgrade().map(|validator| validator.counters.clone());
+    if let Some(counters) = &counted {
+        counters.connected.add(1);
+    }
     let of_messages = spawn_local(write(link.clone(), messages, |link| &link.messages, message_frame));
     let batches = connection.clone();
     let writing = link.clone();
@@ -343,6 +403,9 @@ async fn serve(link: &Rc<Link>, connection: Connection, messages: SendStream, va
     }
     connection.closed().await;
     *link.connection.borrow_mut() = None;
+    if let Some(counters) = &counted {
+        counters.connected.sub(1);
+    }
     drop((of_messages, of_batches));
 }
 

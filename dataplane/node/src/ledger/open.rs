@@ -1,7 +1,6 @@
 //! A ledger's folder is opened, and its chain executed from the beginning.
 
 use std::{
-    cell::Cell,
     collections::HashSet,
     io,
     net::SocketAddr,
@@ -35,6 +34,7 @@ use super::{
 };
 use crate::{
     config::{Config, LedgerConfig},
+    counters::LedgerCounters,
     data::DataFolder,
 };
 
@@ -122,6 +122,14 @@ pub(crate) struct LedgerSeed {
     quic: metanode_quic::Config,
     listen: SocketAddr,
     ticket: Ticket,
+    counters: Arc<LedgerCounters>,
+}
+
+impl LedgerSeed {
+    /// What it will count.
+    pub(crate) fn counters(&self) -> Arc<LedgerCounters> {
+        self.counters.clone()
+    }
 }
 
 /// Reads a genesis file.
@@ -172,6 +180,7 @@ pub(crate) fn prepare(
         quic,
         listen: config.quic.listen,
         ticket,
+        counters: Arc::default(),
     }))
 }
 
@@ -213,7 +222,7 @@ struct Opened0 {
 
 /// Starts a ledger on this shard: its chain is executed first.
 pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator>, LedgerError> {
-    let LedgerSeed { genesis, folder, identity, sign, config, crypto, quic, listen, ticket } = seed;
+    let LedgerSeed { genesis, folder, identity, sign, config, crypto, quic, listen, ticket, counters } = seed;
     let (id, began) = (genesis.chain(), now());
     let (blocks_path, batches_path) = (folder.join("blocks"), folder.join("batches"));
     let (block_list, addresses) =
@@ -239,10 +248,10 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     batch_list.replace(&digests).await.map_err(io_error("write", &batches_path))?;
 
     let endpoint = dialling_endpoint(listen, quic).map_err(io_error("make a socket for", &folder))?;
-    let links = Links::new(Dialling { endpoint, identity: identity.clone(), crypto, ticket, chain: id }, &config.peers);
-    let signatures = Rc::new(Cell::new(0));
+    let dialling = Dialling { endpoint, identity: identity.clone(), crypto, ticket, chain: id };
+    let links = Links::new(dialling, &config.peers, counters.clone());
     let replica = Replica::restore(
-        replica_config(&config, identity.public(), Rc::new(Counting(signatures.clone()))),
+        replica_config(&config, identity.public(), Rc::new(Counting(counters.clone()))),
         &genesis,
         opened.chain,
         &batches,
@@ -273,7 +282,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         results: opened.results,
         silent,
         began,
-        signatures,
+        counters,
     });
     batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
     this.to_store.borrow_mut().extend(opened.unstored);

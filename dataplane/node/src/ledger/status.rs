@@ -1,6 +1,5 @@
 //! How the ledger of a node is.
 
-use metanode_shard::metrics::Histogram;
 use metanode_wire::message::LedgerStatusReply;
 
 use super::validator::Validator;
@@ -31,8 +30,8 @@ pub(super) fn status(this: &Validator) -> LedgerStatusReply {
     } else {
         (Role::Votes, String::new())
     };
-    let finality = this.figures.finality.borrow();
-    let syncs: &Histogram = &this.figures.syncs;
+    let finality = this.finality.borrow();
+    let counters = &this.counters;
     LedgerStatusReply {
         name: this.genesis.name.clone(),
         chain: this.chain.0,
@@ -51,15 +50,15 @@ pub(super) fn status(this: &Validator) -> LedgerStatusReply {
         waiting: replica.waiting().count() as u64,
         waiting_bytes: replica.waiting().bytes() as u64,
         batches: replica.board().open_count() as u64,
-        transactions: this.figures.transactions.get(),
-        done: this.figures.done.get(),
-        messages: this.links.sent().0,
-        message_bytes: this.links.sent().1,
-        signatures: this.figures.signatures.get(),
-        timeouts: this.figures.timeouts.get(),
+        transactions: counters.transactions.value(),
+        done: counters.done.value(),
+        messages: counters.messages.value(),
+        message_bytes: counters.message_bytes.value(),
+        signatures: counters.signatures.value(),
+        timeouts: counters.timeouts.value(),
         finality_us: finality.iter().rev().take(FINALITY_SENT).rev().map(micros).collect(),
-        syncs: syncs.count(),
-        sync_p50_us: micros(&syncs.quantile(0.5)),
+        syncs: counters.syncs.count(),
+        sync_p50_us: micros(&counters.syncs.quantile(0.5)),
         guilty: chain.system().guilty().map(|(key, _)| key.0).collect(),
     }
 }

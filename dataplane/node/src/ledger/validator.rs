@@ -15,11 +15,13 @@ use metanode_crypto::Identity;
 use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Signature, Timer, Verifier, View};
 use metanode_ledger::{Batch, Block, Genesis, system::Zip215};
 use metanode_replica::{Effect, Replica};
-use metanode_shard::{Companion, Task, local::Notify, metrics::Histogram, now, spawn_local, timeout, unix_ms};
+use metanode_shard::{Companion, Task, local::Notify, now, spawn_local, timeout, unix_ms};
 use metanode_store::Store;
 use metanode_types::{Hash, NodeKey};
 use metanode_wal::Wal;
 use rustc_hash::FxHashMap;
+
+use crate::counters::LedgerCounters;
 
 use super::{batches, blocks, checks::Checks, files::Addresses, links::Links, results::Results, submit, voice};
 
@@ -75,25 +77,11 @@ pub(crate) struct Validator {
     pub(super) silent: RefCell<Option<String>>,
     /// Why the ledger does not go on.
     pub(super) failed: RefCell<Option<String>>,
-    pub(super) figures: Figures,
-    proposed: Cell<Option<(View, Instant)>>,
-    pub(super) tasks: RefCell<Vec<Task<()>>>,
-}
-
-/// What is counted.
-#[derive(Debug, Default)]
-pub(super) struct Figures {
     /// The latest times from proposal to quorum of commits, of this node's proposals.
     pub(super) finality: RefCell<VecDeque<Duration>>,
-    pub(super) timeouts: Cell<u64>,
-    pub(super) transactions: Cell<u64>,
-    /// Those that did what they should.
-    pub(super) done: Cell<u64>,
-    /// Of validators' messages, checked.
-    pub(super) signatures: Rc<Cell<u64>>,
-    pub(super) syncs: Histogram,
-    /// Messages that counted for nothing.
-    pub(super) refused: Cell<u64>,
+    pub(super) counters: Arc<LedgerCounters>,
+    proposed: Cell<Option<(View, Instant)>>,
+    pub(super) tasks: RefCell<Vec<Task<()>>>,
 }
 
 /// Effects whose order counts.
@@ -191,7 +179,7 @@ pub(super) struct Parts {
     pub(super) results: Results,
     pub(super) silent: Option<String>,
     pub(super) began: Instant,
-    pub(super) signatures: Rc<Cell<u64>>,
+    pub(super) counters: Arc<LedgerCounters>,
 }
 
 impl Validator {
@@ -231,7 +219,8 @@ impl Validator {
             began: parts.began,
             silent: RefCell::new(parts.silent),
             failed: RefCell::default(),
-            figures: Figures { signatures: parts.signatures, ..Figures::default() },
+            finality: RefCell::default(),
+            counters: parts.counters,
             proposed: Cell::default(),
             tasks: RefCell::default(),
         })
@@ -246,6 +235,7 @@ impl Validator {
         tasks.push(spawn_local(blocks::catch_up(self.clone())));
         tasks.push(spawn_local(keep_time(self.clone())));
         drop(tasks);
+        self.publish_role();
         self.act(|_, _| ()); // what it begins with
     }
 
@@ -268,6 +258,7 @@ impl Validator {
             tasks.extend(self.perform(effect, &replica));
         }
         let tip = replica.chain().tip().height;
+        self.publish(&replica);
         drop(replica);
         self.decided.set(tip);
         tasks.into_iter().for_each(|task| spawn_local(task).detach_quietly());
@@ -319,7 +310,7 @@ impl Validator {
             }
             Effect::Forget(digests) => return Some(Box::pin(batches::forget(self.clone(), digests))),
             Effect::Refused { signer, refusal } => {
-                self.figures.refused.set(self.figures.refused.get() + 1);
+                self.counters.refused.increment();
                 tracing::trace!(?signer, ?refusal, "a message counts for nothing");
                 return None;
             }
@@ -334,15 +325,37 @@ impl Validator {
         None
     }
 
+    /// Puts numbers that other threads ask for where they find them.
+    fn publish(&self, replica: &Replica) {
+        let (counters, chain) = (&self.counters, replica.chain());
+        counters.height.set(chain.tip().height.0);
+        counters.executed.set(chain.executed_height().0);
+        counters.round.set(replica.view().map_or(0, |view| view.round.0.into()));
+        counters.waiting.set(replica.waiting().count() as u64);
+        counters.waiting_bytes.set(replica.waiting().bytes() as u64);
+        counters.batches.set(replica.board().open_count() as u64);
+    }
+
+    /// Whether it votes, for other threads.
+    pub(super) fn publish_role(&self) {
+        let replica = self.replica.borrow();
+        let next = replica.chain().tip().height.next();
+        let is_validator = replica.chain().system().validators(next).contains(&self.me());
+        let votes = is_validator && self.is_sound() && self.silent.borrow().is_none();
+        self.counters.votes.set(votes.into());
+    }
+
     fn note_finality(&self, certificate: &Certificate) {
         if let Some((view, since)) = self.proposed.get()
             && view == certificate.view
         {
-            let mut kept = self.figures.finality.borrow_mut();
+            let time = now() - since;
+            self.counters.finality.record(time);
+            let mut kept = self.finality.borrow_mut();
             if kept.len() == FINALITY_KEPT {
                 kept.pop_front();
             }
-            kept.push_back(now() - since);
+            kept.push_back(time);
         }
     }
 
@@ -350,11 +363,18 @@ impl Validator {
     pub(super) fn fail(&self, why: String) {
         tracing::error!("the ledger of this node has stopped: {why}");
         self.failed.borrow_mut().get_or_insert(why);
+        self.counters.votes.set(0);
     }
 
     /// Whether it goes on.
     pub(super) fn is_sound(&self) -> bool {
         self.failed.borrow().is_none()
+    }
+
+    /// Connects to those who vote or soon will, as far as it knows how.
+    pub(super) fn reach_validators(&self) {
+        let latest = self.replica.borrow().chain().system().latest().clone();
+        self.links.reach(&latest);
     }
 
     /// A message to one validator, or to all others.
@@ -372,11 +392,11 @@ impl Validator {
 
 /// The chain's verifier, which counts.
 #[derive(Debug, Default)]
-pub(super) struct Counting(pub(super) Rc<Cell<u64>>);
+pub(super) struct Counting(pub(super) Arc<LedgerCounters>);
 
 impl Verifier for Counting {
     fn verify(&self, signer: &NodeKey, domain: &str, message: &[u8], signature: &Signature) -> bool {
-        self.0.set(self.0.get() + 1);
+        self.0.signatures.increment();
         Zip215.verify(signer, domain, message, signature)
     }
 }
@@ -406,7 +426,7 @@ async fn keep_time(this: Rc<Validator>) {
         for timer in due {
             // One that was set for a round that is over means nothing.
             if matches!(timer, Timer::Round(view) if this.replica.borrow().view() == Some(view)) {
-                this.figures.timeouts.set(this.figures.timeouts.get() + 1);
+                this.counters.timeouts.increment();
             }
             this.act(|replica, now| replica.timeout(now, timer));
         }

@@ -121,7 +121,7 @@ async fn speak(this: &Rc<Validator>, run: Vec<Ordered>) -> Result<(), WalError> 
     if let Some(wal) = this.wal.as_ref().filter(|_| !records.is_empty()) {
         let since = now();
         wal.append(&records).await?;
-        this.figures.syncs.record(now() - since);
+        this.counters.syncs.record(now() - since);
     }
     let mut messages = messages.into_iter();
     for ordered in run {

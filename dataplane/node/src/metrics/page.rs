@@ -8,7 +8,7 @@ use metanode_shard::{
 };
 
 use crate::{
-    counters::{Operation, ShardCounters},
+    counters::{LedgerCounters, Operation, ShardCounters},
     state::{NodeState, VERSION},
 };
 
@@ -28,6 +28,9 @@ impl PageSource {
         let mut writer = TextWriter::new();
         self.node(&mut writer);
         self.shards(&mut writer);
+        if let Some(counters) = &self.state.ledger {
+            ledger(counters, &mut writer);
+        }
         let quic: Vec<_> =
             self.quic.iter().enumerate().map(|(shard, counters)| (shard_id(shard), &**counters)).collect();
         metanode_quic::Counters::write(&quic, &mut writer);
@@ -115,6 +118,37 @@ impl PageSource {
             }
         }
     }
+}
+
+fn ledger(of: &LedgerCounters, to: &mut TextWriter) {
+    let gauges = [
+        ("ledger_height", "Last final height.", &of.height),
+        ("ledger_executed_height", "Last executed height.", &of.executed),
+        ("ledger_round", "Round that the next height is in.", &of.round),
+        ("ledger_votes", "1 when this node votes.", &of.votes),
+        ("ledger_connected", "Validators and peers that this node has a connection to.", &of.connected),
+        ("ledger_waiting_transactions", "Transactions that wait for a batch.", &of.waiting),
+        ("ledger_waiting_bytes", "Their bytes.", &of.waiting_bytes),
+        ("ledger_open_batches", "Batches that no block names.", &of.batches),
+    ];
+    for (name, help, gauge) in gauges {
+        to.gauge_value(name, help, &[], gauge.value() as f64);
+    }
+    let counters = [
+        ("ledger_transactions_total", "Transactions that were executed.", &of.transactions),
+        ("ledger_transactions_done_total", "Of them those that did what they should.", &of.done),
+        ("ledger_round_timeouts_total", "Rounds that ended without a block.", &of.timeouts),
+        ("ledger_messages_sent_total", "Messages of the protocol, one for each receiver.", &of.messages),
+        ("ledger_message_bytes_sent_total", "Their bytes.", &of.message_bytes),
+        ("ledger_messages_refused_total", "Messages that counted for nothing.", &of.refused),
+        ("ledger_signatures_checked_total", "Signatures of validators' messages.", &of.signatures),
+    ];
+    for (name, help, counter) in counters {
+        to.counter_value(name, help, &[], counter.value());
+    }
+    let help = "From this node's proposals to their quorums of commits.";
+    to.histogram("ledger_finality_seconds", help, &[], &of.finality);
+    to.histogram("ledger_sign_sync_seconds", "Syncs of the sign state.", &[], &of.syncs);
 }
 
 fn shard_id(index: usize) -> ShardId {

@@ -47,6 +47,9 @@ const HANDSHAKE_TIME_MIN: Duration = Duration::from_secs(1);
 /// Bytes of an initial destination connection ID; RFC 9000 (section 7.2) asks for at least eight.
 const INITIAL_ID_BYTES: usize = 8;
 
+/// Round trip of a path that nothing is known of: of most; quinn's 333 ms would make a lost first packet cost a second.
+const DIALLING_RTT: Duration = Duration::from_millis(100);
+
 /// A datagram that arrived at another shard than its connection's: what travels over the mesh given to [`Endpoint::new`].
 #[derive(Debug)]
 pub struct Datagram {
@@ -138,6 +141,7 @@ impl Endpoint {
         let server = Arc::new(config.server(transport));
         let mut dialling = config.transport();
         dialling.keep_alive_interval(config.keep_alive);
+        dialling.initial_rtt(DIALLING_RTT);
         let socket = WatchedSocket::new(socket)?;
         let allow_mtu_discovery = !socket.may_fragment();
         let mut endpoint = config.endpoint(shard, count);
