@@ -14,10 +14,12 @@ use std::{
 use metanode_application::Operation;
 use metanode_client::TransactionStatus;
 use metanode_crypto::Identity;
-use metanode_e2e::{Network, Sender, account, eventually, scenario, transaction};
-use metanode_ibft::Height;
-use metanode_ledger::{Code, Outcome, TransactionDraft, TransactionId, system::Wish};
-use metanode_types::NodeKey;
+use metanode_e2e::{Network, Sender, account, eventually, is_large, scenario, transaction};
+use metanode_ibft::{
+    ChainId, Commit, Height, Message, Payload, Prepare, Round, RoundChange, RoundChangeMessage, Signed, View,
+};
+use metanode_ledger::{Block, Code, Outcome, TransactionDraft, TransactionId, system::Wish};
+use metanode_types::{Hash, NodeKey};
 use metanode_wire::{Frame, FrameLimits, FrameReader, Kind, RefusalCode, Ticket, TransactionRefusal};
 
 const TIME: Duration = Duration::from_secs(60);
@@ -456,6 +458,120 @@ fn strangers_and_nonsense_among_validators_change_nothing() {
         said.extend([1, 2, 3, 4]);
         send.write_all(&said).await.unwrap();
         assert_eq!(next_frame(&mut recv, &mut reader).await.kind, Kind::Refused, "it may not speak");
+    });
+    network.cli("tx send set a 1").ok();
+}
+
+/// A validator that is played here: its key, and a stream to one of the others.
+struct Liar {
+    identity: Identity,
+    chain: ChainId,
+    _connection: quinn::Connection,
+    stream: quinn::SendStream,
+}
+
+impl Liar {
+    async fn greet(network: &Network, index: usize, to: usize) -> Self {
+        let identity = network.identity(index);
+        let ticket = network.node(to).ready.ticket.clone();
+        let connection = connect_as_validator(&ticket, &identity).await;
+        let (mut stream, mut recv) = connection.open_bi().await.unwrap();
+        let own = Ticket { node: identity.public(), ..ticket };
+        let greeting = metanode_wire::message::PeerHello { chain: network.chain().0, ticket: own.to_string() };
+        let mut hello = Vec::new();
+        metanode_wire::encode(&mut hello, 1, &greeting, 0);
+        stream.write_all(&hello).await.unwrap();
+        let frame = next_frame(&mut recv, &mut FrameReader::new(FrameLimits::default())).await;
+        assert_eq!(frame.kind, Kind::PeerWelcome);
+        Self { identity, chain: network.chain(), _connection: connection, stream }
+    }
+
+    fn sign<P: Payload>(&self, payload: P) -> Signed<P> {
+        let signature = self.identity.sign(P::DOMAIN, &payload.encode(&self.chain));
+        Signed { payload, signer: self.identity.public(), signature }
+    }
+
+    async fn say(&mut self, message: &Message<Block>) {
+        let body = metanode_codec::encode_message(message);
+        let mut frame = Vec::new();
+        metanode_wire::encode(&mut frame, 0, &metanode_wire::message::PeerMessage {}, body.len());
+        frame.extend(body);
+        self.stream.write_all(&frame).await.unwrap();
+    }
+}
+
+#[test]
+fn who_says_two_things_is_on_the_chain_within_ten_heights() {
+    let mut network = Network::new(4, &["--empty-ms", "100", "--round-ms", "500", "--round-ms-max", "2000"]);
+    (0..3).for_each(|index| network.start(index));
+    scenario(async {
+        network.reach(0, 2, TIME).await;
+        let mut liar = Liar::greet(&network, 3, 0).await;
+        let client = network.client(0).await.unwrap();
+        let key = liar.identity.public();
+        // A round far ahead of the height that is next: it is the liar's to say something about, and nobody is there before.
+        let (mut from, begun) = (0, Instant::now());
+        let at = loop {
+            let status = client.ledger_status().await.unwrap();
+            if status.guilty.contains(&key.0) {
+                break status.height;
+            }
+            assert!(begun.elapsed() < TIME, "the evidence does not come");
+            from = if from == 0 { status.height } else { from };
+            let view = View { height: Height(status.height + 1), round: Round(0) };
+            for byte in [1, 2] {
+                let prepare = liar.sign(Prepare { view, hash: Hash([byte; 32]) });
+                liar.say(&Message::Prepare(prepare)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await; // the next look
+        };
+        assert!(at <= from + 10, "said at height {from}, on the chain at {at}");
+    });
+}
+
+/// Seconds of the flood: what is asked for is a minute.
+fn flood_time() -> Duration {
+    Duration::from_secs(if is_large() { 60 } else { 5 })
+}
+
+#[test]
+fn a_validator_that_floods_future_heights_and_rounds_takes_no_memory_and_stops_nobody() {
+    let mut network = Network::new(4, &["--empty-ms", "100", "--round-ms", "500", "--round-ms-max", "2000"]);
+    (0..3).for_each(|index| network.start(index));
+    scenario(async {
+        network.reach(0, 2, TIME).await;
+        let mut liar = Liar::greet(&network, 3, 0).await;
+        let client = network.client(0).await.unwrap();
+        let before = client.ledger_status().await.unwrap().height;
+        let (begun, mut said) = (Instant::now(), 0u64);
+        while begun.elapsed() < flood_time() {
+            let height = client.ledger_status().await.unwrap().height;
+            for number in 0..200u32 {
+                // Heights that are kept, and heights that are not; rounds without end.
+                let view =
+                    View { height: Height(height + 1 + u64::from(number % 5)), round: Round(said as u32 + number) };
+                let hash = Hash([number as u8; 32]);
+                let message = match number % 3 {
+                    0 => Message::Prepare(liar.sign(Prepare { view, hash })),
+                    1 => Message::Commit(liar.sign(Commit { view, hash })),
+                    _ => Message::RoundChange(Box::new(RoundChangeMessage {
+                        signed: liar.sign(RoundChange { view, prepared: None }),
+                        block: None,
+                        prepares: Vec::new(),
+                    })),
+                };
+                liar.say(&message).await;
+            }
+            said += 200;
+        }
+        let after = client.ledger_status().await.unwrap().height;
+        let heights = after - before;
+        let seconds = begun.elapsed().as_secs();
+        let node = network.node(0);
+        let (rss, limit) = (node.metric("process_resident_memory_bytes"), node.metric("node_memory_limit_bytes"));
+        println!("{said} messages in {seconds} s: {heights} heights meanwhile; {:.0} MiB resident", rss / 1048576.0);
+        assert!(heights >= seconds, "finality goes on: {heights} heights in {seconds} s");
+        assert!(rss < limit && rss < 500e6, "{rss} of {limit} bytes");
     });
     network.cli("tx send set a 1").ok();
 }

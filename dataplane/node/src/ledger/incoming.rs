@@ -28,6 +28,12 @@ const VALIDATOR_WINDOW_BYTES: u64 = 4 << 20;
 /// Batches of one validator that are checked and stored at a time.
 const BATCHES_MAX: usize = 4;
 
+/// Connections of one key: one that is lost here and not yet there, one that takes its place, and some to spare.
+const CONNECTIONS_PER_KEY_MAX: u32 = 4;
+
+/// Keys that are no validators' and have connections: those who follow the chain. Each may have some megabytes of answers on the way.
+const STRANGERS_MAX: usize = 64;
+
 /// How long somebody may wait for a block that is not there yet.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -50,13 +56,48 @@ struct Peer {
     taken: Progress,
 }
 
+/// A connection that counts.
+struct Member {
+    validator: Rc<Validator>,
+    key: NodeKey,
+}
+
+impl Member {
+    /// One more connection of a key: `None` when it has enough, or is a stranger's and there are enough of those.
+    fn join(validator: &Rc<Validator>, key: NodeKey) -> Option<Self> {
+        let mut incoming = validator.incoming.borrow_mut();
+        let strangers = incoming.keys().filter(|key| !is_known(validator, key)).count();
+        let is_stranger = !is_known(validator, &key);
+        let of_key = incoming.get(&key).copied().unwrap_or(0);
+        if of_key >= CONNECTIONS_PER_KEY_MAX || (is_stranger && of_key == 0 && strangers >= STRANGERS_MAX) {
+            return None;
+        }
+        incoming.insert(key, of_key + 1);
+        Some(Self { validator: validator.clone(), key })
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut incoming = self.validator.incoming.borrow_mut();
+        if let Some(count) = incoming.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                incoming.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Who votes now or soon, or is named in the configuration.
+fn is_known(validator: &Validator, key: &NodeKey) -> bool {
+    validator.links.names(key) || validator.replica.borrow().chain().system().latest().contains(key)
+}
+
 impl Peer {
     /// Who votes now or soon, or is named in the configuration, may say things here.
     fn may_speak(&self) -> bool {
-        let validator = &self.validator;
-        let may = self.is_greeted.get()
-            && (validator.links.names(&self.key)
-                || validator.replica.borrow().chain().system().latest().contains(&self.key));
+        let may = self.is_greeted.get() && is_known(&self.validator, &self.key);
         if may && !self.is_known.replace(true) {
             self.connection.set_receive_window(VALIDATOR_WINDOW_BYTES);
         }
@@ -69,6 +110,9 @@ pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_re
     let (Some(key), Some(validator)) = (connection.peer_key(), route.here()) else {
         let why = "the ledger is not ready, is not here, or on another shard";
         return connection.close(codes::BUSY, why.as_bytes());
+    };
+    let Some(_member) = Member::join(&validator, key) else {
+        return connection.close(codes::BUSY, b"too many connections of this key, or of strangers");
     };
     connection.set_receive_window(READER_WINDOW_BYTES);
     let peer = Rc::new(Peer {

@@ -53,6 +53,8 @@ pub(crate) struct Validator {
     pub(super) block_addresses: RefCell<Vec<Hash>>,
     pub(super) batches: RefCell<Cached>,
     pub(super) links: Links,
+    /// Connections that others have opened, by their keys.
+    pub(super) incoming: RefCell<ByKey<u32>>,
     pub(super) results: Results,
     /// What is done in order, see [`voice`].
     pub(super) ordered: RefCell<VecDeque<Ordered>>,
@@ -201,6 +203,7 @@ impl Validator {
             block_addresses: RefCell::new(parts.block_addresses),
             batches: RefCell::default(),
             links: parts.links,
+            incoming: RefCell::default(),
             results: parts.results,
             ordered: RefCell::default(),
             ordered_came: Notify::default(),
