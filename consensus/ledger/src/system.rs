@@ -159,8 +159,8 @@ pub struct System {
     sets: BTreeMap<Height, ValidatorSet>,
     /// Who has voted for what, and when.
     votes: BTreeMap<Change, BTreeMap<NodeKey, Height>>,
-    /// Who has signed two things, and where.
-    guilty: BTreeSet<(NodeKey, View)>,
+    /// Who has signed two things, and where that was first shown: once is enough.
+    guilty: BTreeMap<NodeKey, View>,
     /// What was executed, until it expires.
     executed: BTreeSet<(Height, TransactionId)>,
 }
@@ -171,7 +171,7 @@ impl System {
         Self {
             sets: BTreeMap::from([(Height(0), validators)]),
             votes: BTreeMap::new(),
-            guilty: BTreeSet::new(),
+            guilty: BTreeMap::new(),
             executed: BTreeSet::new(),
         }
     }
@@ -181,8 +181,8 @@ impl System {
         self.sets.range(..=height).next_back().expect("a set for height 0 is always there").1
     }
 
-    /// Who has signed two things that exclude each other, and where.
-    pub fn guilty(&self) -> impl Iterator<Item = &(NodeKey, View)> {
+    /// Who has signed two things that exclude each other, and where that was first shown.
+    pub fn guilty(&self) -> impl Iterator<Item = (&NodeKey, &View)> {
         self.guilty.iter()
     }
 
@@ -270,10 +270,14 @@ impl System {
     fn evidence(&mut self, chain: &ChainId, payload: &[u8]) -> Result<(), Code> {
         let evidence = decode_evidence(payload).map_err(|_| Code::MALFORMED)?;
         let (signer, view) = evidence.of();
+        if self.guilty.contains_key(&signer) {
+            return Err(Code::KNOWN);
+        }
         if !self.validators(view.height).contains(&signer) || !evidence.verify(chain, &Zip215) {
             return Err(Code::NO_EVIDENCE);
         }
-        if self.guilty.insert((signer, view)) { Ok(()) } else { Err(Code::KNOWN) }
+        self.guilty.insert(signer, view);
+        Ok(())
     }
 
     /// A hash of all of it.

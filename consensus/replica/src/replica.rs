@@ -135,8 +135,8 @@ pub struct Replica {
     fetching: BTreeSet<Hash>,
     /// Batches that no honest validator has made: blocks that name them are invalid.
     bad: BTreeSet<Hash>,
-    /// A batch of this validator is being written, with what went into it.
-    making: Option<Taken>,
+    /// A batch of this validator is being written: its number, and what went into it.
+    making: Option<(u64, Taken)>,
     /// Those that were made and are not over.
     made: BTreeMap<Hash, Taken>,
     batch_number: u64,
@@ -313,7 +313,7 @@ impl Replica {
     pub fn batch_here(&mut self, now: Now, batch: &Batch) {
         let digest = batch.digest();
         if Some(batch.author()) == self.me
-            && let Some(taken) = self.making.take()
+            && let Some((_, taken)) = self.making.take_if(|(number, _)| *number == batch.number())
         {
             self.made.insert(digest, taken);
         }
@@ -324,7 +324,7 @@ impl Replica {
 
     /// This validator's batch could not be made: what was in it is lost.
     pub fn batch_failed(&mut self, now: Now) {
-        if let Some(taken) = self.making.take() {
+        if let Some((_, taken)) = self.making.take() {
             self.waiting.settle(&taken);
         }
         self.run(now, VecDeque::new());
@@ -569,8 +569,8 @@ impl Replica {
         let mut draft = BatchDraft::new(me, self.batch_number, Height(next.0 + self.expiry_heights));
         let taken = self.waiting.fill(&mut draft, next);
         if draft.count() > 0 {
+            self.making = Some((self.batch_number, taken));
             self.batch_number += 1;
-            self.making = Some(taken);
             self.effects.push_back(Effect::MakeBatch(draft));
         }
     }

@@ -70,6 +70,9 @@ async fn check(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Re
     if expected.is_some_and(|digest| digest != batch.digest()) {
         return Err(Taken::Bad);
     }
+    if expected.is_none() && batch.author() == this.me() {
+        return Err(Taken::Not); // an echo: it is on its way here by itself
+    }
     let wanted = this.replica.borrow().wants_batch(&batch.digest(), &batch.facts(), batch.bytes().len());
     if let Err(refusal) = wanted {
         if let BatchRefusal::Chain(error) = refusal {
@@ -107,13 +110,14 @@ pub(super) async fn fetch(this: Rc<Validator>, digest: Hash, from: Vec<NodeKey>)
     {
         return;
     }
-    for key in from {
+    for key in this.links.best_first(from) {
         if this.replica.borrow().board().contains(&digest) {
             return; // it came by itself
         }
         let Some(bytes) = this.links.batch(&key, digest).await else { continue };
         if metanode_crypto::hash(&bytes) != digest {
             tracing::warn!(from = %key, "sent something else than the batch that was asked for");
+            this.links.failed(&key);
             continue;
         }
         match take(&this, bytes, Some(digest)).await {

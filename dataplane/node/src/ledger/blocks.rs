@@ -227,6 +227,7 @@ pub(super) async fn catch_up(this: Rc<Validator>) {
             if timeout(ARRIVAL_TIME_MAX, this.decided.reach(next)).await.is_ok() {
                 break;
             }
+            this.links.failed(&key);
         }
         if this.decided.get() >= wanted {
             this.behind.take();

@@ -49,6 +49,7 @@ impl Addresses {
     pub(super) async fn open(path: PathBuf, chain: ChainId) -> io::Result<(Self, Vec<Hash>)> {
         let (file, bytes) = run_blocking(move || {
             let file = PlainFile::open_or_create(&path)?;
+            fs::sync_folder(path.parent().expect("a list lies in a folder"))?;
             Ok::<_, io::Error>((file, fs::read(&path)?))
         })
         .await?;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use metanode_ibft::{Height, Message};
 use metanode_ledger::Block;
 use metanode_quic::{Connection, RecvStream, SendStream};
-use metanode_shard::{now, spawn_local, timeout};
+use metanode_shard::{now, spawn_local, timeout, yield_now};
 use metanode_types::{Hash, NodeKey};
 use metanode_wire::{
     Frame, FrameLimits, FrameReader, Kind, Refusal, RefusalCode, Ticket, encode,
@@ -29,10 +29,13 @@ const VALIDATOR_WINDOW_BYTES: u64 = 4 << 20;
 const BATCHES_MAX: usize = 4;
 
 /// Connections of one key: one that is lost here and not yet there, one that takes its place, and some to spare.
-const CONNECTIONS_PER_KEY_MAX: u32 = 4;
+const CONNECTIONS_PER_KEY_MAX: usize = 4;
 
 /// Keys that are no validators' and have connections: those who follow the chain. Each may have some megabytes of answers on the way.
 const STRANGERS_MAX: usize = 64;
+
+/// Bytes of a frame's head that is taken from strangers: greetings and questions.
+const STRANGERS_HEAD_BYTES_MAX: usize = 4 << 10;
 
 /// How long somebody may wait for a block that is not there yet.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -60,29 +63,35 @@ struct Peer {
 struct Member {
     validator: Rc<Validator>,
     key: NodeKey,
+    id: u64,
 }
 
 impl Member {
     /// One more connection of a key: `None` when it has enough, or is a stranger's and there are enough of those.
-    fn join(validator: &Rc<Validator>, key: NodeKey) -> Option<Self> {
+    fn join(validator: &Rc<Validator>, key: NodeKey, connection: &Connection) -> Option<Self> {
         let mut incoming = validator.incoming.borrow_mut();
         let strangers = incoming.keys().filter(|key| !is_known(validator, key)).count();
         let is_stranger = !is_known(validator, &key);
-        let of_key = incoming.get(&key).copied().unwrap_or(0);
-        if of_key >= CONNECTIONS_PER_KEY_MAX || (is_stranger && of_key == 0 && strangers >= STRANGERS_MAX) {
+        let of_key = incoming.get(&key).map_or(0, Vec::len);
+        if is_stranger && of_key == 0 && strangers >= STRANGERS_MAX {
             return None;
         }
-        incoming.insert(key, of_key + 1);
-        Some(Self { validator: validator.clone(), key })
+        let all = incoming.entry(key).or_default();
+        if all.len() == CONNECTIONS_PER_KEY_MAX {
+            // The newest is the one that its owner uses.
+            all.remove(0).close(codes::BUSY, b"a newer connection of this key takes its place");
+        }
+        all.push(connection.clone());
+        Some(Self { validator: validator.clone(), key, id: connection.id() })
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         let mut incoming = self.validator.incoming.borrow_mut();
-        if let Some(count) = incoming.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(all) = incoming.get_mut(&self.key) {
+            all.retain(|connection| connection.id() != self.id);
+            if all.is_empty() {
                 incoming.remove(&self.key);
             }
         }
@@ -111,7 +120,7 @@ pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_re
         let why = "the ledger is not ready, is not here, or on another shard";
         return connection.close(codes::BUSY, why.as_bytes());
     };
-    let Some(_member) = Member::join(&validator, key) else {
+    let Some(_member) = Member::join(&validator, key, &connection) else {
         return connection.close(codes::BUSY, b"too many connections of this key, or of strangers");
     };
     connection.set_receive_window(READER_WINDOW_BYTES);
@@ -132,15 +141,23 @@ pub(crate) async fn serve(route: Rc<LedgerRoute>, connection: Connection, may_re
 }
 
 async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
-    let mut reader = FrameReader::new(FrameLimits::default());
+    // What strangers have to say is short.
+    let limits = match is_known(&peer.validator, &peer.key) {
+        true => FrameLimits::default(),
+        false => FrameLimits { head_bytes_max: STRANGERS_HEAD_BYTES_MAX, body_bytes_max: 0 },
+    };
+    let mut reader = FrameReader::new(limits);
     while let Some(frame) = read_frame(&mut recv, &mut reader).await {
         let mut out = Vec::new();
         let answer = match frame.kind {
             Kind::PeerHello => hello(&peer, &frame, &mut out).map(|()| Bytes::new()),
             Kind::PeerMessage if peer.may_speak() => {
                 message(&peer, &frame);
+                yield_now().await; // others' turn: it may go on for a whole window
                 continue;
             }
+            // Who is not known to vote yet, and perhaps will soon: it says it again. An answer would find nobody who reads it.
+            Kind::PeerMessage | Kind::PeerBatch if peer.is_greeted.get() => continue,
             Kind::PeerBatch if peer.may_speak() => {
                 let place = peer.batches.enter().await;
                 let (peer, body, number) = (peer.clone(), frame.body, peer.came.get());
@@ -243,7 +260,12 @@ async fn batch(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<Bytes, R
     let cached = this.batches.borrow().get(&digest).map(|batch| batch.bytes().clone());
     let bytes = match cached {
         Some(bytes) => bytes,
-        None => whole(&this.store, digest).await.map_err(|error| crate::reply::refusal_of(&error))?,
+        None => {
+            let bytes = whole(&this.store, digest).await.map_err(|error| crate::reply::refusal_of(&error))?;
+            // The store has other things too, which are not asked for here.
+            this.checks.decode(bytes.clone()).await.map_err(|_| RefusalCode::NotFound)?;
+            bytes
+        }
     };
     encode(out, frame.request, &Data { size_bytes: bytes.len() as u64 }, bytes.len());
     Ok(bytes)

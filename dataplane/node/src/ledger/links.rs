@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use metanode_crypto::{Identity, tls};
 use metanode_ibft::{ChainId, Height, Message, VALIDATORS_MAX, ValidatorSet};
 use metanode_ledger::{Block, decode_certificate};
 use metanode_quic::{Connection, Endpoint, RecvStream, SendStream};
-use metanode_shard::{Task, local::Notify, sleep, spawn_local, timeout};
+use metanode_shard::{Task, local::Notify, now, sleep, spawn_local, timeout};
 use metanode_types::{Hash, NodeKey};
 use metanode_wire::{
     Frame, FrameLimits, FrameReader, Kind, Message as _, Ticket, encode,
@@ -45,6 +45,9 @@ const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Time for the answer to a question, beyond what the one who is asked may wait.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// For so long others are asked before somebody who has given no good answer.
+const FAILED_TIME: Duration = Duration::from_secs(30);
 
 /// Messages are sent before batches.
 const MESSAGES_PRIORITY: i32 = 2;
@@ -91,6 +94,8 @@ struct Link {
     messages: Queue,
     batches: Queue,
     connection: RefCell<Option<Connection>>,
+    /// When it has last left a question without a good answer.
+    failed: Cell<Option<Instant>>,
     task: RefCell<Option<Task<()>>>,
 }
 
@@ -158,6 +163,7 @@ impl Links {
             messages: Queue::default(),
             batches: Queue::default(),
             connection: RefCell::default(),
+            failed: Cell::default(),
             task: RefCell::default(),
         });
         self.links.borrow_mut().insert(ticket.node, link.clone());
@@ -230,8 +236,27 @@ impl Links {
             let count = keys.len();
             keys.rotate_left(u32::from_le_bytes(random) as usize % count);
         }
-        keys.sort_by_key(|key| Some(*key) != first);
+        keys.sort_by_key(|key| (self.has_failed(key), Some(*key) != first));
         keys
+    }
+
+    /// These, but those who have failed lately last.
+    pub(super) fn best_first(&self, mut keys: Vec<NodeKey>) -> Vec<NodeKey> {
+        keys.sort_by_key(|key| self.has_failed(key));
+        keys
+    }
+
+    fn has_failed(&self, key: &NodeKey) -> bool {
+        let links = self.links.borrow();
+        let since = links.get(key).and_then(|link| link.failed.get());
+        since.is_some_and(|since| now() - since < FAILED_TIME)
+    }
+
+    /// It has given no good answer: others are asked first for a while.
+    pub(super) fn failed(&self, key: &NodeKey) {
+        if let Some(link) = self.links.borrow().get(key) {
+            link.failed.set(Some(now()));
+        }
     }
 
     /// Sends an encoded message to one, or to all.
@@ -280,7 +305,10 @@ impl Links {
             send.finish().ok()?;
             read_frame(&mut recv, &mut FrameReader::new(FrameLimits::default())).await
         };
-        let frame = timeout(time, asking).await.ok()??;
+        let Some(frame) = timeout(time, asking).await.ok().flatten() else {
+            link.failed.set(Some(now()));
+            return None;
+        };
         if frame.kind == Kind::Refused {
             let refused = frame.message::<Refused>().ok().map(metanode_wire::Refusal::from_message);
             tracing::debug!(%key, ?refused, "a question was refused");
@@ -349,6 +377,7 @@ async fn greet(
     let config = config.map_err(|error| error.to_string())?;
     let connected = dialling.endpoint.connect(Arc::new(config), address, tls::SERVER_NAME).await;
     let connection = connected.map_err(|error| error.to_string())?;
+    let unless_greeted = CloseUnlessGreeted(Some(connection.clone()));
     let greeting = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
         send.set_priority(MESSAGES_PRIORITY);
@@ -373,10 +402,27 @@ async fn greet(
         }
     };
     match greeting.await {
-        Ok((send, peers)) => Ok((connection, send, peers)),
-        Err(why) => {
+        Ok((send, peers)) => {
+            unless_greeted.keep();
+            Ok((connection, send, peers))
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// Closes a connection that was given up in the middle of its greeting: it would live on by itself.
+struct CloseUnlessGreeted(Option<Connection>);
+
+impl CloseUnlessGreeted {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseUnlessGreeted {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
             connection.close(crate::codes::DONE, b"");
-            Err(why)
         }
     }
 }
@@ -390,13 +436,18 @@ async fn serve(link: &Rc<Link>, connection: Connection, messages: SendStream, va
     if let Some(counters) = &counted {
         counters.connected.add(1);
     }
-    let of_messages = spawn_local(write(link.clone(), messages, |link| &link.messages, message_frame));
+    let (speaking, of_connection) = (link.clone(), connection.clone());
+    let of_messages = spawn_local(async move {
+        write(speaking, messages, |link| &link.messages, message_frame).await;
+        of_connection.close(crate::codes::DONE, b"the other side does not listen"); // and is dialled again
+    });
     let batches = connection.clone();
     let writing = link.clone();
     let of_batches = spawn_local(async move {
         if let Ok((send, _recv)) = batches.open_bi().await {
             write(writing, send, |link| &link.batches, batch_frame).await;
         }
+        batches.close(crate::codes::DONE, b"the other side does not listen");
     });
     if let Some(validator) = validator.upgrade() {
         validator.act(|replica, now| replica.connected(now, link.key));

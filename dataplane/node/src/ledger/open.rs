@@ -12,7 +12,7 @@ use std::{
 
 use metanode_application::{Application, Reference};
 use metanode_crypto::{Identity, tls};
-use metanode_ibft::{Certificate, ChainId, Record};
+use metanode_ibft::{Certificate, ChainId, Height, Record};
 use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError};
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_quic::{Datagram, Endpoint, PortGroup};
@@ -242,7 +242,13 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     let checks = Checks::start(id).map_err(io_error("start a thread for", &folder))?;
 
     let opened = replay(&genesis, &store, &executor, &addresses, &said, config.outcomes_max as usize).await?;
-    let silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
+    let mut silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
+    let next = opened.chain.tip().height.next().0;
+    let votes_from = (silent.is_none() && said.height > next).then_some(Height(said.height));
+    if votes_from.is_some() {
+        let ahead = format!("its sign state is about height {}, the chain here ends before {next}", said.height);
+        silent = Some(format!("{ahead}: it votes once it is as far"));
+    }
     let batches = open_batches(&store, &opened, &arrived).await;
     let digests: Vec<Hash> = batches.iter().map(Batch::digest).collect();
     batch_list.replace(&digests).await.map_err(io_error("write", &batches_path))?;
@@ -272,6 +278,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         store,
         replica,
         wal,
+        said: said.raw,
         app: opened.app,
         executor,
         checks,
@@ -283,6 +290,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         silent,
         began,
         counters,
+        votes_from,
     });
     batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
     this.to_store.borrow_mut().extend(opened.unstored);

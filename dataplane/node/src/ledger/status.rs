@@ -1,5 +1,6 @@
 //! How the ledger of a node is.
 
+use metanode_ibft::VALIDATORS_MAX;
 use metanode_wire::message::LedgerStatusReply;
 
 use super::validator::Validator;
@@ -59,7 +60,7 @@ pub(super) fn status(this: &Validator) -> LedgerStatusReply {
         finality_us: finality.iter().rev().take(FINALITY_SENT).rev().map(micros).collect(),
         syncs: counters.syncs.count(),
         sync_p50_us: micros(&counters.syncs.quantile(0.5)),
-        guilty: chain.system().guilty().map(|(key, _)| key.0).collect(),
+        guilty: chain.system().guilty().take(VALIDATORS_MAX).map(|(key, _)| key.0).collect(),
     }
 }
 

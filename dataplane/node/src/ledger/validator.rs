@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use metanode_application::Application;
 use metanode_crypto::Identity;
 use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Signature, Timer, Verifier, View};
 use metanode_ledger::{Batch, Block, Genesis, system::Zip215};
+use metanode_quic::Connection;
 use metanode_replica::{Effect, Replica};
 use metanode_shard::{Companion, Task, local::Notify, now, spawn_local, timeout, unix_ms};
 use metanode_store::Store;
@@ -27,6 +29,9 @@ use super::{batches, blocks, checks::Checks, files::Addresses, links::Links, res
 
 /// Bytes of batches that are kept in memory until they are executed; more are read from the store again.
 const BATCHES_CACHED_BYTES_MAX: usize = 64 << 20;
+
+/// Heights after which somebody is accused again, when the chain says nothing of it.
+const ACCUSED_AGAIN: u64 = 200;
 
 /// Times from proposal to quorum that are kept for those who ask.
 const FINALITY_KEPT: usize = 8_192;
@@ -43,6 +48,8 @@ pub(crate) struct Validator {
     pub(super) replica: RefCell<Replica>,
     /// `None`: it only observes.
     pub(super) wal: Option<Wal>,
+    /// What the sign state has of heights that are not known to be stored for good, each record with its height.
+    pub(super) said: RefCell<VecDeque<(u64, Vec<u8>)>>,
     pub(super) app: SharedApplication,
     /// Where the application works.
     pub(super) executor: Companion,
@@ -54,7 +61,7 @@ pub(crate) struct Validator {
     pub(super) batches: RefCell<Cached>,
     pub(super) links: Links,
     /// Connections that others have opened, by their keys.
-    pub(super) incoming: RefCell<ByKey<u32>>,
+    pub(super) incoming: RefCell<ByKey<Vec<Connection>>>,
     pub(super) results: Results,
     /// What is done in order, see [`voice`].
     pub(super) ordered: RefCell<VecDeque<Ordered>>,
@@ -83,6 +90,10 @@ pub(crate) struct Validator {
     pub(super) finality: RefCell<VecDeque<Duration>>,
     pub(super) counters: Arc<LedgerCounters>,
     proposed: Cell<Option<(View, Instant)>>,
+    /// Who was accused, and at which height.
+    accused: RefCell<ByKey<Height>>,
+    /// It votes once this height is final: its sign state is about it, and the chain here is not as far.
+    votes_from: Cell<Option<Height>>,
     pub(super) tasks: RefCell<Vec<Task<()>>>,
 }
 
@@ -101,12 +112,13 @@ pub(super) enum Ordered {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     height: Cell<u64>,
-    waiting: RefCell<Vec<std::task::Waker>>,
+    waiting: RefCell<BTreeMap<u64, Waker>>,
+    next_ticket: Cell<u64>,
 }
 
 impl Progress {
     pub(super) fn new(height: Height) -> Self {
-        Self { height: Cell::new(height.0), waiting: RefCell::default() }
+        Self { height: Cell::new(height.0), ..Self::default() }
     }
 
     pub(super) fn get(&self) -> Height {
@@ -116,23 +128,46 @@ impl Progress {
     pub(super) fn set(&self, height: Height) {
         if height.0 > self.height.get() {
             self.height.set(height.0);
-            self.waiting.take().into_iter().for_each(std::task::Waker::wake);
+            self.waiting.take().into_values().for_each(Waker::wake);
         }
     }
 
     /// Waits until it is there.
-    pub(super) async fn reach(&self, height: Height) {
-        std::future::poll_fn(|cx| {
-            if self.height.get() >= height.0 {
-                return std::task::Poll::Ready(());
-            }
-            let mut waiting = self.waiting.borrow_mut();
-            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiting.push(cx.waker().clone());
-            }
-            std::task::Poll::Pending
-        })
-        .await;
+    pub(super) fn reach(&self, height: Height) -> Reach<'_> {
+        Reach { progress: self, height, ticket: None }
+    }
+}
+
+/// See [`Progress::reach`].
+pub(super) struct Reach<'a> {
+    progress: &'a Progress,
+    height: Height,
+    ticket: Option<u64>,
+}
+
+impl Future for Reach<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let progress = self.progress;
+        if progress.height.get() >= self.height.0 {
+            return Poll::Ready(());
+        }
+        let ticket = *self.ticket.get_or_insert_with(|| {
+            let ticket = progress.next_ticket.get();
+            progress.next_ticket.set(ticket + 1);
+            ticket
+        });
+        progress.waiting.borrow_mut().insert(ticket, cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Reach<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.progress.waiting.borrow_mut().remove(&ticket);
+        }
     }
 }
 
@@ -171,6 +206,7 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) replica: Replica,
     pub(super) wal: Option<Wal>,
+    pub(super) said: VecDeque<(u64, Vec<u8>)>,
     pub(super) app: SharedApplication,
     pub(super) executor: Companion,
     pub(super) checks: Checks,
@@ -182,6 +218,7 @@ pub(super) struct Parts {
     pub(super) silent: Option<String>,
     pub(super) began: Instant,
     pub(super) counters: Arc<LedgerCounters>,
+    pub(super) votes_from: Option<Height>,
 }
 
 impl Validator {
@@ -195,6 +232,7 @@ impl Validator {
             store: parts.store,
             replica: RefCell::new(parts.replica),
             wal: parts.wal,
+            said: RefCell::new(parts.said),
             app: parts.app,
             executor: parts.executor,
             checks: parts.checks,
@@ -225,6 +263,8 @@ impl Validator {
             finality: RefCell::default(),
             counters: parts.counters,
             proposed: Cell::default(),
+            accused: RefCell::default(),
+            votes_from: Cell::new(parts.votes_from),
             tasks: RefCell::default(),
         })
     }
@@ -264,8 +304,19 @@ impl Validator {
         self.publish(&replica);
         drop(replica);
         self.decided.set(tip);
+        if self.votes_from.get().is_some_and(|from| tip >= from) {
+            self.begin_to_vote(tip);
+        }
         tasks.into_iter().for_each(|task| spawn_local(task).detach_quietly());
         result
+    }
+
+    /// The chain here is as far as what the sign state is about.
+    fn begin_to_vote(self: &Rc<Self>, tip: Height) {
+        self.votes_from.set(None);
+        *self.silent.borrow_mut() = None;
+        tracing::info!(height = tip.0, "the chain here is as far as the sign state: this node votes");
+        self.act(|replica, now| replica.may_vote(now, true));
     }
 
     /// Does what can be done at once, and queues what has an order; the rest is a task.
@@ -307,6 +358,14 @@ impl Validator {
             }
             Effect::Accuse(evidence) => {
                 let (signer, view) = evidence.of();
+                let tip = replica.chain().tip().height;
+                let is_known = replica.chain().system().guilty().any(|(key, _)| *key == signer);
+                let mut accused = self.accused.borrow_mut();
+                // Once; and again when that has led to nothing.
+                if is_known || accused.get(&signer).is_some_and(|at| tip.0 < at.0 + ACCUSED_AGAIN) {
+                    return None;
+                }
+                accused.insert(signer, tip);
                 tracing::warn!(%signer, height = view.height.0, round = view.round.0, "signed two things that exclude each other");
                 let expiry = Height(replica.chain().tip().height.0 + self.genesis.expiry_heights_max.min(100));
                 return Some(Box::pin(submit::accuse(self.clone(), evidence, expiry)));

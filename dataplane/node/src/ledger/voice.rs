@@ -7,10 +7,10 @@
 //! record of the sign state:   0 u8 | height u64: it was begun anew at this height;   1 u8 | archive of `metanode-codec`
 //! ```
 //!
-//! A sign state that is half full is begun anew, with the fewest records that are needed, once the blocks that it has decided are in the
-//! store for good.
+//! A sign state that is half full is begun anew, with the records of all heights whose blocks are not in the store for good: those of heights
+//! that are over are not needed any more.
 
-use std::rc::Rc;
+use std::{collections::VecDeque, rc::Rc};
 
 use metanode_codec::{decode_record, encode_record};
 use metanode_ibft::{Draft, Height, Message, Payload, ProposalMessage, Record, RoundChangeMessage, Signed};
@@ -31,6 +31,8 @@ const RECORD: u8 = 1;
 pub(super) struct Said {
     /// In their order.
     pub(super) records: Vec<Record<Block>>,
+    /// As they lie there, each with its height.
+    pub(super) raw: VecDeque<(u64, Vec<u8>)>,
     /// The highest height that it is about.
     pub(super) height: Height0,
 }
@@ -48,9 +50,11 @@ pub(super) fn read(records: &[Vec<u8>]) -> Result<Said, &'static str> {
                 said.height = said.height.max(u64::from_le_bytes(height));
             }
             Some((&RECORD, archive)) => {
-                let record = decode_record(archive).map_err(|_| "a record that can't be read")?;
-                said.height = said.height.max(height_of(&record).0);
-                said.records.push(record);
+                let decoded = decode_record(archive).map_err(|_| "a record that can't be read")?;
+                let height = height_of(&decoded).0;
+                said.height = said.height.max(height);
+                said.raw.push_back((height, record.clone()));
+                said.records.push(decoded);
             }
             _ => return Err("a record of another kind"),
         }
@@ -89,9 +93,9 @@ pub(super) async fn run(this: Rc<Validator>) {
             if let Err(error) = speak(&this, run).await {
                 return this.fail(format!("sign state: {error}"));
             }
-        }
-        if let Err(error) = shorten(&this).await {
-            return this.fail(format!("sign state: {error}"));
+            if let Err(error) = shorten(&this).await {
+                return this.fail(format!("sign state: {error}"));
+            }
         }
     }
 }
@@ -100,12 +104,12 @@ async fn speak(this: &Rc<Validator>, run: Vec<Ordered>) -> Result<(), WalError> 
     let (mut records, mut messages) = (Vec::new(), Vec::new());
     for ordered in &run {
         match ordered {
-            Ordered::Persist(kept) => records.push(record(kept)),
+            Ordered::Persist(kept) => records.push((height_of(kept).0, record(kept))),
             Ordered::Cast(draft) => {
                 let wal = this.wal.as_ref().filter(|_| this.is_sound());
                 match wal.map(|wal| sign(this, wal.sign_state(), draft.clone())) {
                     Some(Ok(message)) => {
-                        records.push(record(&Record::Cast(message.clone())));
+                        records.push((message.view().height.0, record(&Record::Cast(message.clone()))));
                         messages.push(Some(message));
                     }
                     Some(Err(error)) => {
@@ -120,7 +124,9 @@ async fn speak(this: &Rc<Validator>, run: Vec<Ordered>) -> Result<(), WalError> 
     }
     if let Some(wal) = this.wal.as_ref().filter(|_| !records.is_empty()) {
         let since = now();
-        wal.append(&records).await?;
+        let bytes: Vec<Vec<u8>> = records.iter().map(|(_, record)| record.clone()).collect();
+        wal.append(&bytes).await?;
+        this.said.borrow_mut().extend(records);
         this.counters.syncs.record(now() - since);
     }
     let mut messages = messages.into_iter();
@@ -150,24 +156,21 @@ async fn speak(this: &Rc<Validator>, run: Vec<Ordered>) -> Result<(), WalError> 
     Ok(())
 }
 
-/// Begins the sign state anew when it is half full and that is safe now.
+/// Begins the sign state anew when it is half full.
 async fn shorten(this: &Rc<Validator>) -> Result<(), WalError> {
     let Some(wal) = this.wal.as_ref().filter(|wal| wal.room_bytes() < FILE_BYTES / 2) else { return Ok(()) };
-    let decided = this.decided.get();
-    this.stored.reach(decided).await;
+    // What is stored now is there for good once the list is.
+    let stored = this.stored.get().0;
     if let Err(error) = this.block_list.sync().await {
         this.fail(format!("the list of blocks: {error}"));
         return Ok(());
     }
-    let is_quiet = this.ordered.borrow().is_empty() && this.decided.get() == decided;
-    let records = this.replica.borrow().records().filter(|_| is_quiet);
-    match records {
-        Some(records) => {
-            let records = records.iter().map(record);
-            wal.restart([mark(decided.next().0)].into_iter().chain(records).collect()).await
-        }
-        None => Ok(()), // soon
+    this.said.borrow_mut().retain(|(height, _)| *height > stored);
+    let kept: Vec<Vec<u8>> = this.said.borrow().iter().map(|(_, record)| record.clone()).collect();
+    if kept.iter().map(Vec::len).sum::<usize>() as u64 > FILE_BYTES / 4 {
+        return Ok(()); // once more is stored
     }
+    wal.restart([mark(stored)].into_iter().chain(kept).collect()).await
 }
 
 fn sign(this: &Validator, state: &SignState, draft: Draft<Block>) -> Result<Message<Block>, SignerError> {
