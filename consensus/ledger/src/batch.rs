@@ -105,7 +105,7 @@ impl Batch {
         self.author
     }
 
-    /// How many its author has made before.
+    /// Its author's, who counts up: never the same twice, and not without gaps.
     pub fn number(&self) -> u64 {
         self.number
     }

@@ -29,10 +29,15 @@ fn a_parted_network_stops_and_goes_on_when_it_is_whole_again() {
 
     halves.cut(true);
     // What was under way may still end; then nothing more does.
-    std::thread::sleep(Duration::from_secs(2));
-    let stuck: Vec<u64> = (0..4).map(|machine| height(&halves, &network, machine)).collect();
-    std::thread::sleep(Duration::from_secs(parted));
-    let still: Vec<u64> = (0..4).map(|machine| height(&halves, &network, machine)).collect();
+    let look = || -> Vec<u64> { (0..4).map(|machine| height(&halves, &network, machine)).collect() };
+    let mut last = look();
+    let stuck = wait_for(Duration::from_secs(30), || {
+        let now = look();
+        (std::mem::replace(&mut last, now.clone()) == now).then_some(now)
+    });
+    let stuck = stuck.expect("no more blocks come");
+    std::thread::sleep(Duration::from_secs(parted)); // not for an event: this long it is parted
+    let still = look();
     assert_eq!(stuck, still, "no side has a quorum");
 
     halves.cut(false);

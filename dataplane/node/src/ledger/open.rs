@@ -210,7 +210,7 @@ pub fn begin_sign_state(data: &DataFolder, genesis: &Genesis) -> Result<(), Ledg
 }
 
 /// What the chain of a folder comes to.
-struct Opened0 {
+struct Replayed {
     chain: Chain,
     app: SharedApplication,
     results: Results,
@@ -336,10 +336,10 @@ async fn replay(
     addresses: &[Hash],
     said: &Said,
     outcomes_max: usize,
-) -> Result<Opened0, LedgerError> {
+) -> Result<Replayed, LedgerError> {
     let reference = Reference::new(genesis);
     let root = reference.executed().1;
-    let mut this = Opened0 {
+    let mut this = Replayed {
         chain: Chain::new(genesis, &root),
         app: Arc::new(Mutex::new(Box::new(reference))),
         results: Results::new(outcomes_max, secret()?),
@@ -375,7 +375,7 @@ fn secret() -> Result<u64, LedgerError> {
 }
 
 async fn follow(
-    this: &mut Opened0,
+    this: &mut Replayed,
     genesis: &Genesis,
     store: &Store,
     executor: &Companion,
@@ -396,7 +396,7 @@ async fn follow(
 }
 
 /// Batches that no block has named yet and one may name still. The others are removed, as far as no block has named them.
-async fn open_batches(store: &Store, opened: &Opened0, arrived: &[Hash]) -> Vec<Batch> {
+async fn open_batches(store: &Store, opened: &Replayed, arrived: &[Hash]) -> Vec<Batch> {
     let mut open = Vec::new();
     for digest in arrived.iter().filter(|digest| !opened.named.contains(*digest)) {
         let Ok(bytes) = whole(store, *digest).await else { continue };

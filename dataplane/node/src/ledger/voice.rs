@@ -33,12 +33,9 @@ pub(super) struct Said {
     pub(super) records: Vec<Record<Block>>,
     /// As they lie there, each with its height.
     pub(super) raw: VecDeque<(u64, Vec<u8>)>,
-    /// The highest height that it is about.
-    pub(super) height: Height0,
+    /// The highest height that it is about; 0 when there is none.
+    pub(super) height: u64,
 }
-
-/// A height, 0 when there is none.
-pub(super) type Height0 = u64;
 
 /// Reads what the sign state had.
 pub(super) fn read(records: &[Vec<u8>]) -> Result<Said, &'static str> {
