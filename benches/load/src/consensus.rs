@@ -8,6 +8,7 @@
 //! 3. `tx_signed`: transfers of different accounts, signed before; first as many as are taken, to find a rate, then an open loop at a part of
 //!    it for the whole time.
 //! 4. `tx_opaque`: random payloads of 1 KiB without a signature, as many as are taken.
+//! 5. `socket_tx_signed`: the third again, with each validator's application in a process of its own.
 
 use std::{
     io::BufRead as _,
@@ -67,7 +68,7 @@ async fn measure(options: &Consensus) -> Result<Report> {
     let verify = verify_rate(&accounts);
     report.add("verify_batched_ops_core", verify);
     {
-        let chain = Network::start(options, 4, &accounts).await?;
+        let chain = Network::start(options, 4, &accounts, false).await?;
         empty(&chain, options, "", &mut report).await?;
         one_by_one(&chain, &accounts, "", &mut report).await?;
         let accounts = Rc::new(accounts.clone());
@@ -77,8 +78,14 @@ async fn measure(options: &Consensus) -> Result<Report> {
         report.add("consensus_rss_mib", chain.rss_mib()?);
         chain.stop().await?;
     }
+    {
+        let chain = Network::start(options, 4, &accounts, true).await?;
+        one_by_one(&chain, &accounts, "socket_", &mut report).await?;
+        signed(&chain, Rc::new(accounts.clone()), options, "socket_", &mut report).await?;
+        chain.stop().await?;
+    }
     if options.seven {
-        let chain = Network::start(options, 7, &accounts).await?;
+        let chain = Network::start(options, 7, &accounts, false).await?;
         empty(&chain, options, "n7_", &mut report).await?;
         one_by_one(&chain, &accounts, "n7_", &mut report).await?;
         let accounts = Rc::new(accounts);
@@ -147,12 +154,16 @@ struct Network {
 struct Validator {
     child: Child,
     client: Client,
+    /// Its application, where that is a process of its own.
+    application: Option<Child>,
 }
 
 impl Drop for Validator {
     fn drop(&mut self) {
-        _ = self.child.kill(); // it may have ended
-        _ = self.child.wait();
+        for child in [Some(&mut self.child), self.application.as_mut()].into_iter().flatten() {
+            _ = child.kill(); // it may have ended
+            _ = child.wait();
+        }
     }
 }
 
@@ -165,12 +176,16 @@ fn command(metanode: &Path) -> Command {
 }
 
 impl Network {
-    async fn start(options: &Consensus, count: usize, accounts: &[Identity]) -> Result<Self> {
+    /// Validators that run, each with its application in a process of its own if they are `apart`.
+    async fn start(options: &Consensus, count: usize, accounts: &[Identity], apart: bool) -> Result<Self> {
         let place = Place::make(&options.common, &format!("consensus-{count}"))?;
         let folder = place.path().join("network");
         let mut init = command(&options.common.metanode);
         init.args(["ledger", "init", "--opaque", "--listen", "127.0.0.1:0", "--validators", &count.to_string()]);
         init.args(["--empty-ms", &EMPTY_MS.to_string(), "--out"]).arg(&folder);
+        if apart {
+            init.arg("--application");
+        }
         init.args(accounts.iter().map(|account| format!("--account={}=1000000000", account.public())));
         let made = init.output().context("cannot run metanode")?;
         ensure!(made.status.success(), "ledger init: {}", String::from_utf8_lossy(&made.stderr));
@@ -181,7 +196,7 @@ impl Network {
         let mut validators = Vec::new();
         for number in 1..=count {
             let data = folder.join(format!("validator-{number}"));
-            validators.push(Validator::start(&options.common.metanode, &data, &operator).await?);
+            validators.push(Validator::start(&options.common.metanode, &data, &operator, apart).await?);
         }
         let this = Self { _place: place, validators, chain };
         for validator in &this.validators {
@@ -206,11 +221,14 @@ impl Network {
         Ok(all)
     }
 
-    /// CPU time of all validators, and of this process.
+    /// CPU time of all validators with their applications, and of this process.
     fn cpu(&self) -> Result<(Duration, Duration)> {
         let mut all = Duration::ZERO;
         for validator in &self.validators {
             all += cpu_time(validator.child.id())?;
+            if let Some(application) = &validator.application {
+                all += cpu_time(application.id())?;
+            }
         }
         Ok((all, cpu_time(std::process::id())?))
     }
@@ -247,7 +265,16 @@ impl Network {
 }
 
 impl Validator {
-    async fn start(metanode: &Path, data: &PathBuf, operator: &Identity) -> Result<Self> {
+    async fn start(metanode: &Path, data: &PathBuf, operator: &Identity, apart: bool) -> Result<Self> {
+        let log = std::fs::File::create(data.with_extension("application.log"))?;
+        let mut serve = command(metanode);
+        serve
+            .args(["ledger", "application", "--data"])
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let application = apart.then(|| serve.spawn().context("an application")).transpose()?;
         let mut start = command(metanode);
         start.args(["start", "--foreground", "-o", "json", "--data"]).arg(data);
         let log = std::fs::File::create(data.with_extension("log"))?;
@@ -264,7 +291,7 @@ impl Validator {
         let mut config = ClientConfig::new(operator.clone());
         config.shard_aware = false;
         let client = Client::connect(&ticket, config).await?;
-        Ok(Self { child, client })
+        Ok(Self { child, client, application })
     }
 }
 

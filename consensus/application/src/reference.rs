@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use metanode_admin_api::application::PIECE_BYTES_MAX;
 use metanode_crypto::hash;
 use metanode_ibft::Height;
 use metanode_ledger::{Answer, Code, Genesis, Outcome, Transaction};
@@ -20,12 +21,15 @@ use metanode_state::{Key, State, Write};
 use metanode_types::{Hash, NodeKey};
 use metanode_wire::cursor::{Cursor, Short};
 
-use crate::{Application, Found, QueryError, Question};
+use crate::{Application, BadPiece, Found, Piece, QueryError, Question};
 
 /// Bytes of a name at most: a path, not a text.
 pub const VALUE_NAME_BYTES_MAX: usize = 256;
 /// Bytes of a value at most: larger ones are blobs.
 pub const VALUE_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes of an entry of a piece, beside its value.
+const ENTRY: usize = 32 + 4;
 
 /// The account can't pay the fee.
 const CAN_T_PAY: Code = Code(Code::APPLICATION.0);
@@ -154,6 +158,8 @@ fn fees_key() -> Key {
 #[derive(Debug, Clone)]
 pub struct Reference {
     state: State,
+    /// What pieces of an exported state have brought so far.
+    importing: Vec<Write>,
 }
 
 /// What a block has changed so far.
@@ -243,7 +249,12 @@ impl Reference {
         let mut state = State::default();
         // The state's versions are one above the heights: version 0 is empty.
         state.commit(1, writes);
-        Self { state }
+        Self { state, importing: Vec::new() }
+    }
+
+    /// With nothing in it.
+    pub fn empty() -> Self {
+        Self { state: State::default(), importing: Vec::new() }
     }
 
     /// What an account has.
@@ -259,6 +270,16 @@ impl Reference {
             _ => 0,
         };
         self.state.iter().map(|(_, stored)| u128::from(worth(stored))).sum()
+    }
+}
+
+/// Whether this is what is stored here: what is read later is taken for granted.
+fn is_stored(value: &[u8]) -> bool {
+    match value.first() {
+        Some(&ACCOUNT) => Account::decode(value).is_some(),
+        Some(&VALUE) => (2..=1 + VALUE_BYTES_MAX).contains(&value.len()),
+        Some(&FEES) => value.len() == 9,
+        _ => false,
     }
 }
 
@@ -322,8 +343,51 @@ impl Application for Reference {
         Ok(Found { key, value: self.state.get(&key).map(<[u8]>::to_vec), proof })
     }
 
-    fn forget_before(&mut self, height: Height) {
+    fn commit(&mut self, keep_from: Height) {
+        self.state.forget_before(version(keep_from));
+    }
+
+    /// A piece has key 32 | length u32 | value for each, in the order of the keys.
+    fn export(&self, height: Height, after: &[u8]) -> Result<Piece, QueryError> {
+        let from = match after {
+            [] => None,
+            after => Some(Key(after.try_into().map_err(|_| QueryError::NoSuchHeight)?)),
+        };
+        let mut values = self.state.iter_of(version(height), from).ok_or(QueryError::NoSuchHeight)?.peekable();
+        let (mut bytes, mut last) = (Vec::new(), None);
+        while let Some((key, value)) = values.next_if(|(_, value)| bytes.len() + ENTRY + value.len() <= PIECE_BYTES_MAX)
+        {
+            bytes.extend(key.0);
+            bytes.extend((value.len() as u32).to_le_bytes());
+            bytes.extend(value);
+            last = Some(*key);
+        }
+        let next = values.peek().is_some().then(|| last.expect("one fits").0.to_vec());
+        Ok(Piece { bytes, next })
+    }
+
+    fn import(&mut self, piece: &[u8]) -> Result<(), BadPiece> {
+        let mut cursor = Cursor::new(piece);
+        while !cursor.is_empty() {
+            let mut read = || {
+                let key = Key(cursor.array()?);
+                let length = cursor.u32()?;
+                Ok::<_, Short>((key, cursor.take(length as usize)?))
+            };
+            let (key, value) = read().map_err(|Short| BadPiece)?;
+            if self.importing.last().is_some_and(|(before, _)| *before >= key) || !is_stored(value) {
+                return Err(BadPiece);
+            }
+            self.importing.push((key, Some(value.into())));
+        }
+        Ok(())
+    }
+
+    fn imported(&mut self, height: Height) -> Hash {
+        let writes = std::mem::take(&mut self.importing);
+        let root = self.state.commit(version(height), writes);
         self.state.forget_before(version(height));
+        root
     }
 }
 
@@ -445,8 +509,43 @@ mod tests {
         let found = app.query(height, &Question::Value(key(2), b"n".to_vec())).unwrap();
         assert_eq!((found.proof.verify(&root, &found.key), found.value), (Ok(None), None));
         assert_eq!(app.query(Height(9), &Question::Account(key(1))), Err(QueryError::NoSuchHeight));
-        app.forget_before(height);
+        app.commit(height);
         assert_eq!(app.query(Height(0), &Question::Account(key(1))), Err(QueryError::NoSuchHeight));
+    }
+
+    /// A state that is taken elsewhere in pieces is the same there, whatever has come since.
+    #[test]
+    fn a_state_is_exported_and_imported() {
+        let mut app = Reference::new(&genesis());
+        let set = |nonce: u64| {
+            let (name, value) = (nonce.to_le_bytes(), vec![nonce as u8; VALUE_BYTES_MAX]);
+            transaction(1, nonce, 1, &Operation::Set { name: &name, value: &value }.encode())
+        };
+        run(&mut app, &(0..100).map(set).collect::<Vec<_>>());
+        let (height, root) = app.executed();
+        run(&mut app, &(100..200).map(set).collect::<Vec<_>>());
+        let (mut pieces, mut after) = (Vec::new(), Vec::new());
+        while let Piece { bytes, next: Some(next) } = app.export(height, &after).unwrap() {
+            assert!(bytes.len() <= PIECE_BYTES_MAX);
+            pieces.push(bytes);
+            after = next;
+        }
+        pieces.push(app.export(height, &after).unwrap().bytes);
+        assert!(pieces.len() > 5);
+        assert_eq!(app.export(Height(9), &[]), Err(QueryError::NoSuchHeight));
+        let mut other = Reference::empty();
+        pieces.iter().for_each(|piece| other.import(piece).unwrap());
+        assert_eq!(other.imported(height), root);
+        assert_eq!(other.total(), 1_500);
+        let next: Vec<_> = (100..200).map(set).collect();
+        run(&mut other, &next);
+        assert_eq!(other.executed(), app.executed());
+        let mut wrong = Reference::empty();
+        wrong.import(&pieces[1]).unwrap();
+        assert_eq!(wrong.import(&pieces[0]), Err(BadPiece), "out of order");
+        assert_eq!(Reference::empty().import(&pieces[0][..50]), Err(BadPiece), "cut");
+        let strange = [&[7; 32], &2u32.to_le_bytes()[..], &[ACCOUNT, 1]].concat();
+        assert_eq!(Reference::empty().import(&strange), Err(BadPiece), "no account");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{DecodeError, tree};
 pub const BATCHES_MAX: usize = 64;
 
 /// The form of blocks that this program makes and takes.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// What a block says. Its hash is the block's.
 ///

@@ -4,13 +4,15 @@
 //! does it, on whatever thread, and [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
 //! has not executed that far can neither make nor check it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use metanode_crypto::hash;
 use metanode_ibft::{Block as _, ChainId, Height, NewHeight, ValidatorSet};
 use metanode_types::{Hash, NodeKey};
+use metanode_wire::cursor::Cursor;
 
 use crate::{
+    DecodeError,
     batch::Batch,
     block::{BATCHES_MAX, Block, Header, batches_root},
     genesis::Genesis,
@@ -71,6 +73,8 @@ pub struct Done {
 pub struct Early {
     /// The validator that has taken it in.
     pub taken_by: NodeKey,
+    /// Whose transaction it is.
+    pub account: NodeKey,
     /// Its encoding.
     pub bytes: Vec<u8>,
     /// The nonce that its account is to use next, behind the block.
@@ -117,7 +121,8 @@ impl Plan {
             let count = match outcome {
                 Outcome::Done(_) | Outcome::Failed(_) => transaction.nonce.saturating_add(1),
                 Outcome::Skipped(Code::NONCE_TOO_HIGH) => {
-                    early.push(Early { taken_by: author, bytes: transaction.bytes().to_vec(), next: 0 });
+                    let (account, bytes) = (transaction.account, transaction.bytes().to_vec());
+                    early.push(Early { taken_by: author, account, bytes, next: 0 });
                     continue;
                 }
                 Outcome::Skipped(_) => continue,
@@ -150,11 +155,10 @@ impl Done {
         &self.early
     }
 
-    /// Says what the accounts of those are to use next, as the application knows.
-    pub fn note_nonces(&mut self, next: impl Fn(&NodeKey) -> u64) {
-        for early in &mut self.early {
-            let transaction = Transaction::decode(&early.bytes).expect("it was executed");
-            early.next = next(&transaction.account);
+    /// Says what the account of each of those is to use next, as the application knows, in their order.
+    pub fn note_nonces(&mut self, next: impl IntoIterator<Item = u64>) {
+        for (early, next) in self.early.iter_mut().zip(next) {
+            early.next = next;
         }
     }
 
@@ -196,6 +200,14 @@ pub enum BlockError {
     /// It names a batch that an earlier block has named.
     #[error("batch {0} is in an earlier block")]
     OrderedBefore(Hash),
+    /// The validators have decided on a form of blocks that this program does not know.
+    #[error("not supported: blocks of version {version}, which the chain has from height {} on", from.0)]
+    NotSupported {
+        /// The form.
+        version: u32,
+        /// The first block that has it.
+        from: Height,
+    },
 }
 
 /// What a block's rules ask of a batch.
@@ -224,10 +236,82 @@ pub struct Chain {
     tip: Tip,
     executed: Height,
     system: System,
-    /// Batches that blocks have named and that could be named again, by the last height at which they could.
-    ordered: BTreeSet<(Height, Hash)>,
+    /// Batches that blocks have named and that could be named again, by the last height at which they could: by which block.
+    ordered: BTreeMap<(Height, Hash), Height>,
     /// Application hash and results root of what later headers carry.
     results: BTreeMap<Height, (Hash, Hash)>,
+}
+
+/// All that is known behind a block, but for the application's state: enough to go on from there.
+///
+/// ```text
+/// version 1 u32 | height u64 | count u64 | (expiry u64 | batch 32 | named at u64) each
+/// | count u64 | (height u64 | application hash 32 | results root 32) each | what the ledger keeps, see [`System::encode`]
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    height: Height,
+    ordered: BTreeMap<(Height, Hash), Height>,
+    results: BTreeMap<Height, (Hash, Hash)>,
+    system: System,
+}
+
+/// The form of snapshots that this program makes and takes.
+const SNAPSHOT_VERSION: u32 = 1;
+
+impl Snapshot {
+    /// The last executed height.
+    pub fn height(&self) -> Height {
+        self.height
+    }
+
+    /// Whether a header says that the state behind [`Snapshot::height`] is this one, with `application` as the root of the application's. It
+    /// is the header of that height + lag, of a block that is final.
+    pub fn is_carried_by(&self, lag: u64, application: &Hash, header: &Header) -> bool {
+        let says = (header.app_hash, header.results_root);
+        header.height.0 == self.height.0 + lag
+            && self.results.get(&self.height) == Some(&says)
+            && says.0 == app_hash(&self.system, application)
+    }
+
+    /// All of it.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = SNAPSHOT_VERSION.to_le_bytes().to_vec();
+        bytes.extend(self.height.0.to_le_bytes());
+        bytes.extend((self.ordered.len() as u64).to_le_bytes());
+        for ((expiry, digest), named_at) in &self.ordered {
+            bytes.extend(expiry.0.to_le_bytes());
+            bytes.extend(digest.0);
+            bytes.extend(named_at.0.to_le_bytes());
+        }
+        bytes.extend((self.results.len() as u64).to_le_bytes());
+        for (height, (app_hash, results_root)) in &self.results {
+            bytes.extend(height.0.to_le_bytes());
+            bytes.extend(app_hash.0);
+            bytes.extend(results_root.0);
+        }
+        bytes.extend(self.system.encode());
+        bytes
+    }
+
+    /// Reads one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut cursor = Cursor::new(bytes);
+        if cursor.u32()? != SNAPSHOT_VERSION {
+            return Err(DecodeError::Unknown("version of a snapshot"));
+        }
+        let height = Height(cursor.u64()?);
+        let (mut ordered, mut results) = (BTreeMap::new(), BTreeMap::new());
+        for _ in 0..cursor.u64()? {
+            let place = (Height(cursor.u64()?), Hash(cursor.array()?));
+            ordered.insert(place, Height(cursor.u64()?));
+        }
+        for _ in 0..cursor.u64()? {
+            results.insert(Height(cursor.u64()?), (Hash(cursor.array()?), Hash(cursor.array()?)));
+        }
+        let system = System::decode(cursor.take(cursor.left())?)?;
+        Ok(Self { height, ordered, results, system })
+    }
 }
 
 /// The state's hash, as headers carry it: of the ledger's part, hashed, and of the application's.
@@ -256,7 +340,7 @@ impl Chain {
             tip,
             executed: Height(0),
             system,
-            ordered: BTreeSet::new(),
+            ordered: BTreeMap::new(),
             results,
         }
     }
@@ -304,7 +388,56 @@ impl Chain {
 
     fn ready(&self, height: Height) -> Result<(), BlockError> {
         let needed = self.carried(height);
-        if self.executed < needed { Err(BlockError::NotExecuted(needed)) } else { Ok(()) }
+        if self.executed < needed {
+            return Err(BlockError::NotExecuted(needed));
+        }
+        match self.system.unknown_versions().find(|(from, _)| *from <= height) {
+            Some((from, version)) => Err(BlockError::NotSupported { version, from }),
+            None => Ok(()),
+        }
+    }
+
+    /// All that is known behind the last executed block, but for the application's state.
+    pub fn snapshot(&self) -> Snapshot {
+        let at = self.executed;
+        let ordered = self.ordered.iter().filter(|(_, named_at)| **named_at <= at);
+        Snapshot {
+            height: at,
+            ordered: ordered.map(|(place, named_at)| (*place, *named_at)).collect(),
+            results: self.results.clone(),
+            system: self.system.clone(),
+        }
+    }
+
+    /// Goes on behind a snapshot, whose last block is `block`.
+    ///
+    /// What it says is believed but for what the block says too; see [`Snapshot::is_carried_by`].
+    pub fn restore(genesis: &Genesis, snapshot: Snapshot, block: &Block) -> Result<Self, BlockError> {
+        let Snapshot { height, ordered, results, system } = snapshot;
+        let Header { height: found, author, time_ms, .. } = block.header;
+        if found != height {
+            return Err(BlockError::Height { found, expected: height });
+        }
+        let tip = Tip { height, hash: block.hash(), author, time_ms };
+        let this = Self {
+            id: genesis.chain(),
+            lag: genesis.lag,
+            expiry_heights_max: genesis.expiry_heights_max,
+            opaque: genesis.opaque,
+            tip,
+            executed: height,
+            system,
+            ordered,
+            results,
+        };
+        let carries = |height: Height| this.results.contains_key(&height);
+        if !(this.carried(height.next()).0..=height.0).map(Height).all(carries) {
+            return Err(BlockError::Differs("results of the last blocks"));
+        }
+        if validators_hash(this.system_validators(height)) != block.header.validators_hash {
+            return Err(BlockError::Differs("validators hash"));
+        }
+        Ok(this)
     }
 
     /// What the protocol's next height begins with.
@@ -382,7 +515,7 @@ impl Chain {
         if !self.validators()?.contains(&facts.author) {
             return Err(BlockError::StrangersBatch(*digest));
         }
-        match self.ordered.contains(&(facts.expiry, *digest)) {
+        match self.ordered.contains_key(&(facts.expiry, *digest)) {
             true => Err(BlockError::OrderedBefore(*digest)),
             false => Ok(()),
         }
@@ -416,7 +549,7 @@ impl Chain {
         assert_eq!(block.header.parent, self.tip.hash, "blocks follow each other");
         let Header { height, author, time_ms, .. } = block.header;
         self.tip = Tip { height, hash: block.hash(), author, time_ms };
-        self.ordered.extend(block.batches.iter().zip(named).map(|(digest, facts)| (facts.expiry, *digest)));
+        self.ordered.extend(block.batches.iter().zip(named).map(|(digest, facts)| ((facts.expiry, *digest), height)));
         self.ordered = self.ordered.split_off(&(height.next(), Hash([0; 32])));
     }
 

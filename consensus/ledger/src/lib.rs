@@ -24,7 +24,7 @@ pub mod tree;
 
 pub use batch::{BATCH_BYTES_MAX, BATCH_TRANSACTIONS_MAX, Batch, BatchDraft, BatchError};
 pub use block::{BATCHES_MAX, Block, Header, decode_certificate, encode_certificate};
-pub use chain::{BlockError, Chain, Done, Early, Executed, Facts, Plan, Tip, state_hash};
+pub use chain::{BlockError, Chain, Done, Early, Executed, Facts, Plan, Snapshot, Tip, state_hash};
 pub use genesis::{Account, Genesis, GenesisError, LAG_MAX};
 pub use transaction::{
     Answer, Code, Kind, Names, Outcome, PAYLOAD_BYTES_MAX, TRANSACTION_DOMAIN, Transaction, TransactionDraft,

@@ -4,17 +4,20 @@
 //!   on a block have voted for the same change, it is made. A vote counts for [`VOTE_HEIGHTS_MAX`] heights. A key that is to be added has signed
 //!   for it ([`proof_message`]): nobody is voted in against their will, or with a key that nobody has.
 //! * **Rotated keys.** A validator replaces its own key by another, which has signed for it too. No vote is needed.
+//! * **Votes on the form of blocks.** From a height on, blocks are to have another version. Who does not know that version stops before it, by
+//!   name, instead of refusing what the others say.
 //! * **Evidence** that a validator has signed two things that exclude each other. It is recorded; what follows from it is for an application.
 //!
 //! Only validators send them. They cost no fee and have no nonce: what has been executed is remembered until it expires, and an expiry is never far.
 //!
 //! ```text
 //! validators payload: 1 add u8 | key 32 | proof 64;   2 remove u8 | key 32;   3 rotate u8 | new key 32 | proof 64
+//!                     4 upgrade u8 | version u32 | from height u64
 //! evidence payload:   1 proposal, 2 prepare, 3 commit u8 | signer 32 | height u64 | round u32 | (hash 32 | signature 64) twice
 //!                     4 round change u8 | signer 32 | height u64 | round u32 | (0 u8, or 1 u8 | round u32 | hash 32; signature 64) twice
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use metanode_crypto::{Claim, hash};
 use metanode_ibft::{
@@ -26,11 +29,23 @@ use metanode_wire::cursor::Cursor;
 
 use crate::{
     DecodeError,
+    block::VERSION,
     transaction::{Code, Kind, Outcome, Transaction, TransactionId},
 };
 
 /// How long a vote counts. Operators vote by hand, some of them tomorrow.
 pub const VOTE_HEIGHTS_MAX: u64 = 100_000;
+
+/// Changes that a validator's votes wait for at most. Operators vote by hand; a validator that lies would fill the state with wishes.
+pub const OPEN_VOTES_MAX: usize = 64;
+
+/// Transactions of the ledger that a validator may have sent before the first of them expires: they cost nothing, and all that were sent are
+/// hashed with every block.
+pub const SENT_MAX: usize = 256;
+
+/// How long sets of validators that are over are known, for evidence against those who were in them. Whoever left longer ago is nobody's
+/// concern here any more.
+pub const SETS_KEPT_HEIGHTS: u64 = 100_000;
 
 /// Separates a key's signature for becoming a validator from all others.
 pub const PROOF_DOMAIN: &str = "metanode validator key v1";
@@ -53,13 +68,43 @@ impl Verifier for Zip215 {
     }
 }
 
-/// A change of the validators.
+/// A change that is voted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
-    /// One more.
+    /// One validator more.
     Add(NodeKey),
     /// One less.
     Remove(NodeKey),
+    /// Another form of blocks from a height on.
+    Upgrade {
+        /// The form.
+        version: u32,
+        /// The first block that has it.
+        from: Height,
+    },
+}
+
+impl Change {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Add(key) => bytes.extend([&[1], &key.0[..]].concat()),
+            Self::Remove(key) => bytes.extend([&[2], &key.0[..]].concat()),
+            Self::Upgrade { version, from } => {
+                bytes.push(4);
+                bytes.extend(version.to_le_bytes());
+                bytes.extend(from.0.to_le_bytes());
+            }
+        }
+    }
+
+    fn read(cursor: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        match cursor.u8()? {
+            1 => Ok(Self::Add(NodeKey(cursor.array()?))),
+            2 => Ok(Self::Remove(NodeKey(cursor.array()?))),
+            4 => Ok(Self::Upgrade { version: cursor.u32()?, from: Height(cursor.u64()?) }),
+            _ => Err(DecodeError::Unknown("kind of change")),
+        }
+    }
 }
 
 /// What a validators' transaction asks for.
@@ -71,6 +116,13 @@ pub enum Wish {
     Remove(NodeKey),
     /// Another key for the one that signs.
     Rotate(NodeKey, [u8; 64]),
+    /// A vote for another form of blocks from a height on.
+    Upgrade {
+        /// The form, above the present one.
+        version: u32,
+        /// The first block that has it: far enough ahead that all validators can be given a program that knows it.
+        from: Height,
+    },
 }
 
 impl Wish {
@@ -80,18 +132,18 @@ impl Wish {
             Self::Add(key, proof) => [&[1], &key.0[..], proof].concat(),
             Self::Remove(key) => [&[2], &key.0[..]].concat(),
             Self::Rotate(key, proof) => [&[3], &key.0[..], proof].concat(),
+            Self::Upgrade { version, from } => [&[4], &version.to_le_bytes()[..], &from.0.to_le_bytes()].concat(),
         }
     }
 
     /// Reads one.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let mut cursor = Cursor::new(payload);
-        let kind = cursor.u8()?;
-        let key = NodeKey(cursor.array()?);
-        let wish = match kind {
-            1 => Self::Add(key, cursor.array()?),
-            2 => Self::Remove(key),
-            3 => Self::Rotate(key, cursor.array()?),
+        let wish = match cursor.u8()? {
+            1 => Self::Add(NodeKey(cursor.array()?), cursor.array()?),
+            2 => Self::Remove(NodeKey(cursor.array()?)),
+            3 => Self::Rotate(NodeKey(cursor.array()?), cursor.array()?),
+            4 => Self::Upgrade { version: cursor.u32()?, from: Height(cursor.u64()?) },
             _ => return Err(DecodeError::Unknown("kind of change")),
         };
         if cursor.is_empty() { Ok(wish) } else { Err(DecodeError::Long(cursor.left())) }
@@ -161,8 +213,10 @@ pub struct System {
     votes: BTreeMap<Change, BTreeMap<NodeKey, Height>>,
     /// Who has signed two things, and where that was first shown: once is enough.
     guilty: BTreeMap<NodeKey, View>,
-    /// What was executed, until it expires.
-    executed: BTreeSet<(Height, TransactionId)>,
+    /// What validators have sent, until it expires.
+    executed: BTreeMap<(Height, TransactionId), NodeKey>,
+    /// Forms of blocks, by the first height that each is for.
+    versions: BTreeMap<Height, u32>,
 }
 
 impl System {
@@ -172,13 +226,31 @@ impl System {
             sets: BTreeMap::from([(Height(0), validators)]),
             votes: BTreeMap::new(),
             guilty: BTreeMap::new(),
-            executed: BTreeSet::new(),
+            executed: BTreeMap::new(),
+            versions: BTreeMap::from([(Height(0), VERSION)]),
         }
     }
 
+    /// The form of the block of a height, as far as what was executed says.
+    pub fn version(&self, height: Height) -> u32 {
+        *self.versions.range(..=height).next_back().expect("a form for height 0 is always there").1
+    }
+
+    /// Forms of blocks that were decided on and that this program does not know: the first height of each.
+    pub fn unknown_versions(&self) -> impl Iterator<Item = (Height, u32)> {
+        self.versions.iter().filter(|(_, version)| **version > VERSION).map(|(height, version)| (*height, *version))
+    }
+
     /// Who votes at a height, as far as what was executed says.
+    ///
+    /// # Panics
+    /// When the height is [too long ago](SETS_KEPT_HEIGHTS).
     pub fn validators(&self, height: Height) -> &ValidatorSet {
-        self.sets.range(..=height).next_back().expect("a set for height 0 is always there").1
+        self.known_validators(height).expect("sets of heights to come are known")
+    }
+
+    fn known_validators(&self, height: Height) -> Option<&ValidatorSet> {
+        self.sets.range(..=height).next_back().map(|(_, set)| set)
     }
 
     /// Who has signed two things that exclude each other, and where that was first shown.
@@ -199,14 +271,19 @@ impl System {
         height: Height,
         acts_at: Height,
     ) -> Outcome {
-        let id = transaction.id(chain);
-        if !self.executed.insert((transaction.expiry, id)) {
+        // They cost no fee, so that strangers could fill the state with them.
+        if !self.latest().contains(&transaction.account) {
+            return Outcome::Failed(Code::NOT_A_VALIDATOR);
+        }
+        let place = (transaction.expiry, transaction.id(chain));
+        if self.executed.contains_key(&place) {
             return Outcome::Skipped(Code::KNOWN);
         }
-        let is_validator = self.latest().contains(&transaction.account);
+        if self.executed.values().filter(|sender| **sender == transaction.account).count() >= SENT_MAX {
+            return Outcome::Skipped(Code::TOO_MANY);
+        }
+        self.executed.insert(place, transaction.account);
         let done = match transaction.kind {
-            // They cost no fee, so that strangers could fill the chain with them.
-            _ if !is_validator => Err(Code::NOT_A_VALIDATOR),
             Kind::Validators => self.wish(chain, transaction, height, acts_at),
             Kind::Evidence => self.evidence(chain, transaction.payload),
             Kind::Application | Kind::Opaque => unreachable!("the caller gives the ledger's only"),
@@ -224,6 +301,11 @@ impl System {
             votes.retain(|_, at| height.0 - at.0 <= VOTE_HEIGHTS_MAX);
         }
         self.votes.retain(|_, votes| !votes.is_empty());
+        // The last set that began before all that is remembered still voted then.
+        let from = Height(height.0.saturating_sub(SETS_KEPT_HEIGHTS));
+        if let Some(first) = self.sets.range(..=from).next_back().map(|(first, _)| *first) {
+            self.sets = self.sets.split_off(&first);
+        }
     }
 
     fn wish(
@@ -247,6 +329,7 @@ impl System {
                 Change::Add(key)
             }
             Wish::Remove(key) => Change::Remove(key),
+            Wish::Upgrade { version, from } => Change::Upgrade { version, from },
             Wish::Rotate(key, proof) => {
                 proven(&key, &proof)?;
                 let keys = latest.iter().map(|old| if *old == voter { key } else { *old });
@@ -255,14 +338,29 @@ impl System {
                 return Ok(());
             }
         };
-        let set = changed(&latest, change).ok_or(Code::NO_CHANGE)?;
+        let outcome = match change {
+            // Whoever has not executed the decision yet must not have voted on a block that it is about.
+            Change::Upgrade { version, from } => {
+                let last = self.versions.last_key_value().expect("there is always one");
+                (version > *last.1 && from >= acts_at && from > *last.0).then_some(Outcoming::Version(from, version))
+            }
+            Change::Add(_) | Change::Remove(_) => changed(&latest, change).map(Outcoming::Set),
+        };
+        let outcome = outcome.ok_or(Code::NO_CHANGE)?;
+        let is_open = |votes: &&BTreeMap<NodeKey, Height>| votes.contains_key(&voter);
+        if self.votes.values().filter(is_open).count() >= OPEN_VOTES_MAX && !self.votes.contains_key(&change) {
+            return Err(Code::TOO_MANY);
+        }
         let votes = self.votes.entry(change).or_default();
         if votes.insert(voter, height).is_some() {
             return Err(Code::KNOWN);
         }
         if votes.keys().filter(|voter| latest.contains(voter)).count() >= latest.quorum() {
             self.votes.remove(&change);
-            self.sets.insert(acts_at, set);
+            match outcome {
+                Outcoming::Set(set) => _ = self.sets.insert(acts_at, set),
+                Outcoming::Version(from, version) => _ = self.versions.insert(from, version),
+            }
         }
         Ok(())
     }
@@ -273,7 +371,8 @@ impl System {
         if self.guilty.contains_key(&signer) {
             return Err(Code::KNOWN);
         }
-        if !self.validators(view.height).contains(&signer) || !evidence.verify(chain, &Zip215) {
+        let was_one = self.known_validators(view.height).is_some_and(|set| set.contains(&signer));
+        if !was_one || !evidence.verify(chain, &Zip215) {
             return Err(Code::NO_EVIDENCE);
         }
         self.guilty.insert(signer, view);
@@ -282,21 +381,30 @@ impl System {
 
     /// A hash of all of it.
     pub fn hash(&self) -> Hash {
-        let mut bytes = b"metanode ledger state v1\0".to_vec();
+        hash(&[b"metanode ledger state v1\0", &self.encode()[..]].concat())
+    }
+
+    /// All of it.
+    ///
+    /// ```text
+    /// sets:     count u64 | (from height u64 | count u64 | keys 32 each) each
+    /// votes:    count u64 | (change, as in the payload but for its proof | count u64 | (voter 32 | height u64) each) each
+    /// guilty:   count u64 | (key 32 | height u64 | round u32) each
+    /// executed: count u64 | (expiry u64 | transaction 32 | sender 32) each
+    /// versions: count u64 | (from height u64 | version u32) each
+    /// ```
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
         let number = |bytes: &mut Vec<u8>, number: usize| bytes.extend((number as u64).to_le_bytes());
         number(&mut bytes, self.sets.len());
         for (height, set) in &self.sets {
             bytes.extend(height.0.to_le_bytes());
-            bytes.extend(validators_hash(set).0);
+            number(&mut bytes, set.len());
+            set.iter().for_each(|key| bytes.extend(key.0));
         }
         number(&mut bytes, self.votes.len());
         for (change, votes) in &self.votes {
-            let (kind, key) = match change {
-                Change::Add(key) => (1, key),
-                Change::Remove(key) => (2, key),
-            };
-            bytes.push(kind);
-            bytes.extend(key.0);
+            change.encode(&mut bytes);
             number(&mut bytes, votes.len());
             for (voter, height) in votes {
                 bytes.extend(voter.0);
@@ -310,12 +418,70 @@ impl System {
             bytes.extend(view.round.0.to_le_bytes());
         }
         number(&mut bytes, self.executed.len());
-        for (height, id) in &self.executed {
+        for ((height, id), sender) in &self.executed {
             bytes.extend(height.0.to_le_bytes());
             bytes.extend(id.0);
+            bytes.extend(sender.0);
         }
-        hash(&bytes)
+        number(&mut bytes, self.versions.len());
+        for (height, version) in &self.versions {
+            bytes.extend(height.0.to_le_bytes());
+            bytes.extend(version.to_le_bytes());
+        }
+        bytes
     }
+
+    /// Reads what [`System::encode`] wrote. What it says is believed: whoever has it from others compares its hash.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut cursor = Cursor::new(bytes);
+        let mut this = Self {
+            sets: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            guilty: BTreeMap::new(),
+            executed: BTreeMap::new(),
+            versions: BTreeMap::new(),
+        };
+        for _ in 0..cursor.u64()? {
+            let from = Height(cursor.u64()?);
+            let mut keys = Vec::new();
+            for _ in 0..cursor.u64()? {
+                keys.push(NodeKey(cursor.array()?));
+            }
+            let set = ValidatorSet::new(keys).map_err(|_| DecodeError::Unknown("set of validators"))?;
+            this.sets.insert(from, set);
+        }
+        for _ in 0..cursor.u64()? {
+            let change = Change::read(&mut cursor)?;
+            let votes = this.votes.entry(change).or_default();
+            for _ in 0..cursor.u64()? {
+                votes.insert(NodeKey(cursor.array()?), Height(cursor.u64()?));
+            }
+        }
+        for _ in 0..cursor.u64()? {
+            let key = NodeKey(cursor.array()?);
+            this.guilty.insert(key, View { height: Height(cursor.u64()?), round: Round(cursor.u32()?) });
+        }
+        for _ in 0..cursor.u64()? {
+            let place = (Height(cursor.u64()?), TransactionId(cursor.array()?));
+            this.executed.insert(place, NodeKey(cursor.array()?));
+        }
+        for _ in 0..cursor.u64()? {
+            this.versions.insert(Height(cursor.u64()?), cursor.u32()?);
+        }
+        if !cursor.is_empty() {
+            return Err(DecodeError::Long(cursor.left()));
+        }
+        if this.sets.is_empty() || this.versions.is_empty() {
+            return Err(DecodeError::Short);
+        }
+        Ok(this)
+    }
+}
+
+/// What a change leads to once enough have voted for it.
+enum Outcoming {
+    Set(ValidatorSet),
+    Version(Height, u32),
 }
 
 /// The set after a change; `None` when that changes nothing, or leaves nobody or too many.
@@ -330,6 +496,7 @@ fn changed(set: &ValidatorSet, change: Change) -> Option<ValidatorSet> {
                 return None;
             }
         }
+        Change::Upgrade { .. } => return None,
     }
     ValidatorSet::new(keys).ok()
 }

@@ -269,43 +269,61 @@ impl Code {
     pub const NO_EVIDENCE: Self = Self(8);
     /// The same vote or evidence is on the chain already.
     pub const KNOWN: Self = Self(9);
+    /// Its sender has sent too many of the ledger's transactions, or has too many open votes.
+    pub const TOO_MANY: Self = Self(10);
     /// The first that is the application's.
     pub const APPLICATION: Self = Self(256);
 }
 
 impl Outcome {
+    /// Bytes of it alone: 0 done, 1 failed, 2 skipped u8 | code u16 | answer 32.
+    pub const BARE_BYTES: usize = 1 + 2 + 32;
+
     /// Bytes of an [encoding](Self::encode).
-    pub const BYTES: usize = 32 + 1 + 2 + 32;
+    pub const BYTES: usize = 32 + Self::BARE_BYTES;
 
     /// It was executed, and has nothing to say.
     pub const DONE: Self = Self::Done(Answer([0; 32]));
 
-    /// A leaf of the results' tree: id 32 | 0 done, 1 failed, 2 skipped u8 | code u16 | answer 32.
-    pub fn encode(&self, id: &TransactionId) -> [u8; Self::BYTES] {
+    /// Of which transaction it is follows from its place.
+    pub fn encode_bare(&self) -> [u8; Self::BARE_BYTES] {
         let (status, code, answer) = match self {
             Self::Done(answer) => (0, Code(0), *answer),
             Self::Failed(code) => (1, *code, Answer::default()),
             Self::Skipped(code) => (2, *code, Answer::default()),
         };
+        let mut bytes = [0; Self::BARE_BYTES];
+        bytes[0] = status;
+        bytes[1..3].copy_from_slice(&code.0.to_le_bytes());
+        bytes[3..].copy_from_slice(&answer.0);
+        bytes
+    }
+
+    /// Reads one.
+    pub fn decode_bare(bytes: &[u8; Self::BARE_BYTES]) -> Result<Self, DecodeError> {
+        let mut cursor = Cursor::new(bytes);
+        let status = cursor.u8()?;
+        let (code, answer) = (Code(cursor.u16()?), Answer(cursor.array()?));
+        match status {
+            0 => Ok(Self::Done(answer)),
+            1 => Ok(Self::Failed(code)),
+            2 => Ok(Self::Skipped(code)),
+            _ => Err(DecodeError::Unknown("status of a result")),
+        }
+    }
+
+    /// A leaf of the results' tree: id 32, and the outcome.
+    pub fn encode(&self, id: &TransactionId) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..32].copy_from_slice(&id.0);
-        bytes[32] = status;
-        bytes[33..35].copy_from_slice(&code.0.to_le_bytes());
-        bytes[35..].copy_from_slice(&answer.0);
+        bytes[32..].copy_from_slice(&self.encode_bare());
         bytes
     }
 
     /// Reads one.
     pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<(TransactionId, Self), DecodeError> {
         let mut cursor = Cursor::new(bytes);
-        let (id, status) = (TransactionId(cursor.array()?), cursor.u8()?);
-        let (code, answer) = (Code(cursor.u16()?), Answer(cursor.array()?));
-        match status {
-            0 => Ok((id, Self::Done(answer))),
-            1 => Ok((id, Self::Failed(code))),
-            2 => Ok((id, Self::Skipped(code))),
-            _ => Err(DecodeError::Unknown("status of a result")),
-        }
+        Ok((TransactionId(cursor.array()?), Self::decode_bare(&cursor.array()?)?))
     }
 }
 

@@ -5,9 +5,9 @@
 use metanode_crypto::{Identity, hash};
 use metanode_ibft::{ChainId, Commit, Evidence, Height, Payload, Round, Signed, View};
 use metanode_ledger::{
-    Account, Batch, BatchDraft, Block, BlockError, Chain, Code, Executed, Facts, Genesis, Kind, Outcome, Transaction,
-    TransactionDraft, TransactionError,
-    system::{PROOF_DOMAIN, Wish, encode_evidence, proof_message},
+    Account, Batch, BatchDraft, Block, BlockError, Chain, Code, DecodeError, Executed, Facts, Genesis, Kind, Outcome,
+    Snapshot, Transaction, TransactionDraft, TransactionError,
+    system::{OPEN_VOTES_MAX, PROOF_DOMAIN, SENT_MAX, Wish, encode_evidence, proof_message},
     tree,
 };
 use metanode_types::{Hash, NodeKey};
@@ -328,6 +328,117 @@ fn what_has_expired_is_not_executed_and_what_may_enter_is_known() {
     assert!(matches!(check(&node, &bytes), Err(TransactionError::ExpiresTooLate(_))));
     late.expiry = Height(node.next().0 + 100);
     assert_eq!(check(&node, &late.encode(&node.id(), sign).unwrap()), Ok(()));
+}
+
+/// The validators decide on a form of blocks; who does not know it goes on up to there, and stops by name.
+#[test]
+fn a_form_of_blocks_that_is_not_known_is_where_a_node_stops() {
+    let mut node = Node::new();
+    let from = Height(12);
+    let wish = |version, from| Wish::Upgrade { version, from };
+    let (_, executed) = node.advance(&[
+        node.vote(1, &wish(1, from)),
+        node.vote(1, &wish(2, Height(1 + LAG))),
+        node.vote(1, &wish(2, from)),
+        node.vote(2, &wish(2, from)),
+        node.vote(3, &wish(3, from)),
+    ]);
+    let no = Outcome::Failed(Code::NO_CHANGE);
+    assert_eq!(outcomes(&executed), [no, no, Outcome::DONE, Outcome::DONE, Outcome::DONE]);
+    assert_eq!(node.chain.system().unknown_versions().count(), 0);
+    node.advance(&[node.vote(3, &wish(2, from))]);
+    assert_eq!(node.chain.system().unknown_versions().collect::<Vec<_>>(), [(from, 2)]);
+    assert_eq!((node.chain.system().version(Height(11)), node.chain.system().version(from)), (1, 2));
+    let (_, executed) = node.advance(&[node.vote(4, &wish(2, Height(20)))]);
+    assert_eq!(outcomes(&executed), [no], "no way back, and none twice");
+    while node.next() < from {
+        node.advance(&[]);
+    }
+    let stop = BlockError::NotSupported { version: 2, from };
+    assert_eq!(node.chain.new_height(), Err(stop));
+    assert_eq!(node.chain.make(identity(1).public(), 2_000, Vec::new()), Err(stop));
+    assert_eq!(stop.to_string(), "not supported: blocks of version 2, which the chain has from height 12 on");
+}
+
+/// A validator that lies can fill neither the votes nor what is remembered of the ledger's transactions.
+#[test]
+fn wishes_and_transactions_of_one_validator_are_bounded() {
+    let mut node = Node::new();
+    let vote =
+        |node: &Node, number: usize| node.vote(1, &Wish::Upgrade { version: 2 + number as u32, from: Height(50_000) });
+    let all: Vec<Vec<u8>> = (0..=SENT_MAX).map(|number| vote(&node, number)).collect();
+    let (_, executed) = node.advance(&all);
+    let outcomes = outcomes(&executed);
+    assert!(outcomes[..OPEN_VOTES_MAX].iter().all(|outcome| *outcome == Outcome::DONE));
+    assert!(outcomes[OPEN_VOTES_MAX..SENT_MAX].iter().all(|outcome| *outcome == Outcome::Failed(Code::TOO_MANY)));
+    assert_eq!(outcomes[SENT_MAX], Outcome::Skipped(Code::TOO_MANY));
+    // Others are not kept from it, and once its own have expired, it may go on.
+    let other = node.vote(2, &Wish::Remove(identity(1).public()));
+    assert_eq!(node.advance(&[other]).1.outcomes[0].1, Outcome::DONE);
+    (0..51).for_each(|_| drop(node.advance(&[])));
+    let again = node.vote(1, &Wish::Remove(identity(2).public()));
+    assert_eq!(node.advance(&[again]).1.outcomes[0].1, Outcome::Failed(Code::TOO_MANY), "its votes are still open");
+}
+
+/// A node goes on from a snapshot as from the beginning, wherever it was made.
+#[test]
+fn a_snapshot_is_as_good_as_all_that_came_before() {
+    let mut node = Node::new();
+    let add = node.adding(5);
+    let mut waiting = Vec::new();
+    let mut snapshots = Vec::new();
+    let mut blocks = Vec::new();
+    for number in 0..30u8 {
+        let by = 1 + number % 4;
+        let transactions = vec![node.vote(by, &add), node.transaction(9, Kind::Application, &[number])];
+        let batch = node.batch(&transactions);
+        let block = node.chain.make(identity(by).public(), 2_000, vec![batch.digest()]).unwrap();
+        node.chain.decided(&block, &[batch.facts()]);
+        blocks.push((block.clone(), batch.clone()));
+        waiting.push((block, batch));
+        if waiting.len() as u64 == LAG {
+            let (block, batch) = waiting.remove(0);
+            node.execute(&block, &[batch]);
+            snapshots.push((node.chain.snapshot(), node.count));
+        }
+    }
+    while !waiting.is_empty() {
+        let (block, batch) = waiting.remove(0);
+        node.execute(&block, &[batch]);
+    }
+    for (snapshot, count) in snapshots {
+        let encoded = snapshot.encode();
+        let decoded = Snapshot::decode(&encoded).unwrap();
+        assert_eq!(decoded, snapshot);
+        for cut in [0, 4, encoded.len() / 2, encoded.len() - 1] {
+            assert!(Snapshot::decode(&encoded[..cut]).is_err());
+        }
+        let long = [&encoded[..], &[0]].concat();
+        assert_eq!(Snapshot::decode(&long), Err(DecodeError::Long(1)));
+        let at = snapshot.height().0 as usize;
+        if let Some((carrier, _)) = blocks.get(at - 1 + LAG as usize) {
+            let root = hash(&count.to_le_bytes());
+            assert!(snapshot.is_carried_by(LAG, &root, &carrier.header));
+            assert!(!snapshot.is_carried_by(LAG, &Hash([1; 32]), &carrier.header));
+            assert!(!snapshot.is_carried_by(LAG, &root, &blocks[at].0.header));
+        }
+        let other = Chain::restore(&genesis(), decoded.clone(), &blocks[at].0);
+        assert_eq!(
+            other.unwrap_err(),
+            BlockError::Height { found: Height(at as u64 + 1), expected: Height(at as u64) }
+        );
+        let chain = Chain::restore(&genesis(), decoded, &blocks[at - 1].0).unwrap();
+        let mut again = Node { chain, count, numbers: 0 };
+        for (block, batch) in &blocks[at..] {
+            again.chain.check(block, &[batch.facts()]).unwrap();
+            again.chain.decided(block, &[batch.facts()]);
+            again.execute(block, std::slice::from_ref(batch));
+            let known = Err(BlockError::OrderedBefore(batch.digest()));
+            assert_eq!(again.chain.check_batch(&batch.digest(), &batch.facts()), known);
+        }
+        let next = |node: &Node| node.chain.make(identity(1).public(), 9_000, vec![]).unwrap();
+        assert_eq!((next(&again), again.chain.snapshot()), (next(&node), node.chain.snapshot()));
+    }
 }
 
 /// Two nodes that execute the same are the same, whenever they do it.

@@ -96,7 +96,12 @@ impl Board {
         self.batches.get(digest).map(|entry| Facts { author: entry.author, expiry: entry.expiry })
     }
 
-    /// Batches that no block names.
+    /// Batches that no block names, in the order in which they came.
+    pub fn open(&self) -> impl Iterator<Item = Hash> {
+        self.open.values().copied()
+    }
+
+    /// How many there are.
     pub fn open_count(&self) -> usize {
         self.open.len()
     }

@@ -375,7 +375,7 @@ impl Replica {
 
     /// What was too early waits again, as if this validator had brought it.
     fn take_again(&mut self, early: &[Early]) {
-        for Early { taken_by, bytes, next } in early {
+        for Early { taken_by, account: _, bytes, next } in early {
             let transaction = Transaction::decode(bytes).expect("it was executed");
             if self.chain.check_transaction(&transaction).is_ok() {
                 self.waiting.take_back(*taken_by, &transaction, *next);

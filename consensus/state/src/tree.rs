@@ -132,18 +132,36 @@ impl State {
 
     /// All keys and values of the latest version, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &[u8])> {
-        let mut open = vec![self.latest().root];
+        self.walk(self.latest().root, None)
+    }
+
+    /// Keys and values of a version that is kept, in the order of the keys: those behind `after`, or all.
+    pub fn iter_of(&self, version: u64, after: Option<Key>) -> Option<impl Iterator<Item = (&Key, &[u8])>> {
+        Some(self.walk(self.find(version)?.root, after))
+    }
+
+    fn walk(&self, root: Node, after: Option<Key>) -> impl Iterator<Item = (&Key, &[u8])> {
+        // Nodes with their depth, and whether all bits above are those of `after`: only there may something not be behind it.
+        let mut open = vec![(root, 0, after.is_some())];
         std::iter::from_fn(move || {
             loop {
-                match open.pop()? {
+                let (node, depth, beside) = open.pop()?;
+                let after = after.filter(|_| beside);
+                match node {
                     Node::Nothing => {}
                     Node::Leaf(slot) => {
                         let leaf = self.leaves.get(slot);
-                        return Some((&leaf.key, &*leaf.value));
+                        if after.is_none_or(|after| leaf.key > after) {
+                            return Some((&leaf.key, &*leaf.value));
+                        }
                     }
                     Node::Inner(slot) => {
                         let inner = self.inner.get(slot);
-                        open.extend([inner.right, inner.left]);
+                        match after {
+                            None => open.extend([(inner.right, depth + 1, false), (inner.left, depth + 1, false)]),
+                            Some(after) if after.bit(depth) => open.push((inner.right, depth + 1, true)),
+                            Some(_) => open.extend([(inner.right, depth + 1, false), (inner.left, depth + 1, true)]),
+                        }
                     }
                 }
             }
@@ -327,6 +345,38 @@ mod tests {
     }
 
     /// A header must mean the same in later versions.
+    /// A version is walked from anywhere, and is what it was however much has come since.
+    #[test]
+    fn a_version_is_walked_in_pieces() {
+        let mut state = State::default();
+        let write = |number: u8, value: u8| (Key::of("test", &[number]), Some(vec![value].into_boxed_slice()));
+        let mut writes: Vec<Write> = (0..200).map(|number| write(number, 1)).collect();
+        writes.sort();
+        let all: Vec<Key> = writes.iter().map(|(key, _)| *key).collect();
+        state.commit(1, writes);
+        let mut others: Vec<Write> = (100..250).map(|number| write(number, 2)).collect();
+        others.sort();
+        state.commit(2, others);
+        for piece in [1, 7, 199, 200, 500] {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let part: Vec<_> = state.iter_of(1, after).unwrap().take(piece).collect();
+                assert!(part.iter().all(|(_, value)| *value == [1]));
+                found.extend(part.iter().map(|(key, _)| **key));
+                match part.last() {
+                    Some((last, _)) => after = Some(**last),
+                    None => break,
+                }
+            }
+            assert_eq!(found, all);
+        }
+        let between = Key([0x80; 32]);
+        let behind: Vec<Key> = state.iter_of(1, Some(between)).unwrap().map(|(key, _)| *key).collect();
+        assert_eq!(behind, all.iter().copied().filter(|key| *key > between).collect::<Vec<_>>());
+        assert_eq!(state.iter_of(2, None).unwrap().count(), 250);
+        assert!(state.iter_of(3, None).is_none());
+    }
+
     #[test]
     fn golden_root() {
         let mut state = State::default();

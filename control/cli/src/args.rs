@@ -425,6 +425,16 @@ pub(crate) enum Action {
         /// Its consent, as `ledger candidate` prints it
         consent: String,
     },
+    /// Vote for another form of blocks; signed with the key of the data folder's node, which must be a validator. Who does not know the form
+    /// stops before it
+    VoteUpgrade {
+        /// The form, above the present one
+        #[arg(value_name = "VERSION")]
+        form: u32,
+        /// The first height that has it
+        #[arg(value_name = "HEIGHT")]
+        from: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -448,6 +458,8 @@ pub(crate) enum Ledger {
     },
     /// Print the consent of the data folder's node to becoming a validator
     Candidate,
+    /// Run the reference application in a process of its own, for the data folder's node: at the socket that its configuration names
+    Application,
     /// How the ledger of the node is
     Stats,
     /// What the reference application has, verified by its proof
@@ -502,6 +514,9 @@ pub(crate) struct LedgerInit {
     /// Order unsigned transactions too, of whoever may write to a validator
     #[arg(long)]
     pub(crate) opaque: bool,
+    /// Let each validator's application be a process of its own (`metanode ledger application`)
+    #[arg(long)]
+    pub(crate) application: bool,
     /// Who has something at the beginning, beside operator.key: KEY=AMOUNT; may be given more than once
     #[arg(long, value_name = "KEY=AMOUNT", value_parser = account)]
     pub(crate) account: Vec<(NodeKey, u64)>,

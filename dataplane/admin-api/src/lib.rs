@@ -15,6 +15,7 @@
 //! Anything else is answered by [`Reply::Refused`], and the stream ends. This crate turns frames into [`Request`] and
 //! [`Reply`] and back; who reads and writes the socket is `metanode-node`.
 
+pub mod application;
 mod status;
 
 use metanode_types::Hash;

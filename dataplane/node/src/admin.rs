@@ -8,4 +8,4 @@ mod server;
 
 pub use client::{AdminError, compact, damaged, scrub, status, stop, store_status, survey};
 pub use metanode_admin_api::StoreStatus;
-pub(crate) use server::{Stoppers, serve};
+pub(crate) use server::{Stoppers, bind, serve};

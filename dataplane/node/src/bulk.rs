@@ -173,7 +173,7 @@ async fn receive(session: &Rc<Session>, input: &mut Input, request: &Takeover) -
     let window_bytes = session.shard.limits.upload_window_bytes;
     let _bytes = session.admit(Bound::Uploads, window_bytes).map_err(Refusal::busy)?;
     let _window = session.widen();
-    let options = PutOptions { class, kind, hold: put.hold, leases: Some(session.leases.clone()) };
+    let options = PutOptions { class, kind, hold: put.hold, keep: false, leases: Some(session.leases.clone()) };
     let mut upload = session.shard.store.put_bulk(size_bytes, options);
     let mut taken_bytes = 0u64;
     let mut short = false;

@@ -180,8 +180,12 @@ pub struct LedgerConfig {
     pub waiting_bytes_max: u64,
     /// Bytes of them that one client may have brought.
     pub client_bytes_max: u64,
-    /// Executed transactions whose outcome is kept in memory, for those who ask; about 128 bytes each.
+    /// Executed transactions whose outcome is kept in memory, for those who ask; about 128 bytes each. Of earlier ones it is on disk.
     pub outcomes_max: u32,
+    /// Heights from one snapshot of the state to the next; a restart executes the blocks behind the latest. 0: none is made.
+    pub snapshot_heights: u64,
+    /// Socket of the application's process, in the data folder or an absolute path; empty: the reference application runs in the node.
+    pub application: String,
 }
 
 /// `[metrics]`: Prometheus text over HTTP.
@@ -248,6 +252,8 @@ impl Default for LedgerConfig {
             waiting_bytes_max: waiting.bytes_max as u64,
             client_bytes_max: waiting.peer_bytes_max as u64,
             outcomes_max: 1_000_000,
+            snapshot_heights: 2_000,
+            application: String::new(),
         }
     }
 }

@@ -30,6 +30,7 @@ use std::{
 
 use metanode_crypto::Identity;
 
+pub(crate) use self::socket::SOCKET_PATH_BYTES_MAX;
 pub use self::{error::DataError, lock::DataLock};
 use crate::config::Config;
 

@@ -4,10 +4,13 @@
 //!
 //! * `validator`: what the tasks share; `Validator::act` gives the replica an input, and has its effects done;
 //! * `voice`: what must be on disk before it leaves: records and messages, in order, as many with one sync as there are;
-//! * `blocks`: final blocks are stored, and executed on a thread of their own;
+//! * `blocks`: final blocks are stored, and executed;
+//! * `application`: where transactions are executed, in this process or behind a socket; `replay`: how an application and a chain come to where
+//!   they were; `snapshots`: so that not all is executed again;
 //! * `batches`: batches are made, checked on a thread of their own, stored, fetched;
 //! * `links`: connections to the other validators, which this node dials; `incoming`: those that it accepts;
-//! * `submit`: transactions of clients; `results`: what became of them; `answer`: what else clients ask;
+//! * `submit`: transactions of clients; `results`: what became of the latest, in memory, and `outcomes`: of all, on disk; `answer`: what else
+//!   clients ask;
 //! * `route`: from the other shards to shard 0 and back;
 //! * `open`: a ledger's folder, and the chain that it has; `files`: what lies there.
 //!
@@ -16,6 +19,7 @@
 //! *Invariant*: each connection to a validator has its own queues, all bounded; who does not read them loses what is oldest, and asks.
 
 mod answer;
+mod application;
 mod batches;
 mod blocks;
 mod checks;
@@ -23,14 +27,18 @@ mod files;
 mod incoming;
 mod links;
 mod open;
+mod outcomes;
+mod replay;
 mod results;
 mod route;
+mod snapshots;
 mod status;
 mod submit;
 mod validator;
 mod voice;
 
-pub use open::{LedgerError, begin_sign_state, has_sign_state};
+pub use application::{REFERENCE, serve_application};
+pub use open::{LedgerError, application_socket, begin_sign_state, has_sign_state};
 
 pub(crate) use incoming::serve as serve_peer;
 pub(crate) use open::{LedgerSeed, prepare, start};

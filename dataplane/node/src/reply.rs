@@ -61,7 +61,7 @@ pub(crate) fn refusal_of(error: &StoreError) -> Refusal {
     match error {
         StoreError::NotFound => RefusalCode::NotFound.into(),
         StoreError::HashMismatch => RefusalCode::HashMismatch.into(),
-        StoreError::InUse { .. } => detailed(RefusalCode::InUse),
+        StoreError::InUse { .. } | StoreError::Kept => detailed(RefusalCode::InUse),
         StoreError::TooLarge => RefusalCode::TooLarge.into(),
         StoreError::DiskFull => RefusalCode::DiskFull.into(),
         StoreError::IndexFull => RefusalCode::IndexFull.into(),

@@ -290,7 +290,7 @@ async fn perform(session: &Session, request: Request) -> Result<Reply, StoreErro
     Ok(match request {
         Request::Hello { .. } | Request::Get(_) => unreachable!("answered by the caller"),
         Request::Put { hash, class, kind, hold, body } => {
-            let options = PutOptions { class, kind, hold, leases: Some(session.leases.clone()) };
+            let options = PutOptions { class, kind, hold, keep: false, leases: Some(session.leases.clone()) };
             Reply::Stored(store.put(hash, body, options).await?)
         }
         // The futures of all others are larger, and each waiting request would take the room of the largest.

@@ -126,7 +126,7 @@ pub(crate) async fn run(seed: Seed) {
                 events.send(Event::Drained).ok();
             }
             Command::CloseStore => {
-                if let Some(ledger) = this.ledger.as_ref().and_then(|route| route.here()) {
+                if let Some(ledger) = &this.ledger {
                     ledger.stop();
                 }
                 events.send(Event::StoreClosed(this.store.shutdown().await)).ok();
@@ -169,6 +169,7 @@ pub(crate) fn serve(shard: &Rc<Shard>, endpoint: Rc<Endpoint>) {
 /// Reads the chain, and takes part in it. A ledger that can't be opened is said in the log and to who asks; the node goes on.
 async fn open_ledger(shard: Rc<Shard>, seed: LedgerSeed) {
     let Some(route) = &shard.ledger else { return };
+    route.set_watch(seed.watch());
     match ledger::start(seed, shard.store.clone()).await {
         Ok(validator) => route.set_here(validator),
         Err(error) => route.set_broken(&error),

@@ -64,6 +64,14 @@ pub enum Kind {
     AdminMaintain = 0x41,
     AdminStoreStatus = 0x42,
     AdminDamaged = 0x43,
+    AppHello = 0x50,
+    AppBegin = 0x51,
+    AppCheck = 0x52,
+    AppExecute = 0x53,
+    AppCommit = 0x54,
+    AppQuery = 0x55,
+    AppExport = 0x56,
+    AppImport = 0x57,
     Welcome = 0x81,
     Data = 0x82,
     BulkBegin = 0x83,
@@ -85,6 +93,11 @@ pub enum Kind {
     MaintainReply = 0xc1,
     StoreStatusReply = 0xc2,
     DamagedPage = 0xc3,
+    AppState = 0xd0,
+    AppChecked = 0xd1,
+    AppExecuted = 0xd2,
+    AppFound = 0xd3,
+    AppPiece = 0xd4,
     Refused = 0xff,
 }
 
@@ -122,6 +135,14 @@ impl Kind {
         Self::AdminMaintain,
         Self::AdminStoreStatus,
         Self::AdminDamaged,
+        Self::AppHello,
+        Self::AppBegin,
+        Self::AppCheck,
+        Self::AppExecute,
+        Self::AppCommit,
+        Self::AppQuery,
+        Self::AppExport,
+        Self::AppImport,
         Self::Welcome,
         Self::Data,
         Self::BulkBegin,
@@ -143,6 +164,11 @@ impl Kind {
         Self::MaintainReply,
         Self::StoreStatusReply,
         Self::DamagedPage,
+        Self::AppState,
+        Self::AppChecked,
+        Self::AppExecuted,
+        Self::AppFound,
+        Self::AppPiece,
         Self::Refused,
     ];
 
@@ -263,6 +289,11 @@ impl std::fmt::Debug for Head {
 
 /// Appends a frame's header and head to `out`. The caller sends `body_bytes` bytes behind them.
 pub fn encode<M: Message>(out: &mut Vec<u8>, request: u32, message: &M, body_bytes: usize) {
+    encode_within(FrameLimits::default(), out, request, message, body_bytes);
+}
+
+/// As [`encode`], for a stream whose reader has these limits.
+pub fn encode_within<M: Message>(limits: FrameLimits, out: &mut Vec<u8>, request: u32, message: &M, body_bytes: usize) {
     thread_local! {
         /// Archives are built at an aligned position of their own, then copied: their padding depends on it.
         static SCRATCH: std::cell::RefCell<AlignedVec<16>> = std::cell::RefCell::new(AlignedVec::new());
@@ -271,8 +302,8 @@ pub fn encode<M: Message>(out: &mut Vec<u8>, request: u32, message: &M, body_byt
         scratch.clear();
         let archive = rkyv::api::high::to_bytes_in::<_, Failure>(message, std::mem::take(scratch))
             .expect("messages hold only plain data, which always serializes into memory");
-        assert!(archive.len() <= FRAME_HEAD_BYTES_MAX, "a message is kept under the frame limit by its constructors");
-        assert!(body_bytes <= FRAME_BODY_BYTES_MAX, "a body is at most one chunk");
+        assert!(archive.len() <= limits.head_bytes_max, "a message is kept under the frame limit by its constructors");
+        assert!(body_bytes <= limits.body_bytes_max, "a body is kept under the frame limit by who makes it");
         out.reserve(HEADER_BYTES + archive.len());
         out.extend_from_slice(&[VERSION, M::KIND as u8, 0, 0]);
         out.extend_from_slice(&request.to_le_bytes());

@@ -32,7 +32,7 @@ pub mod message;
 mod refusal;
 pub mod ticket;
 
-pub use frame::{Frame, FrameError, FrameLimits, FrameReader, HEADER_BYTES, Kind, encode};
+pub use frame::{Frame, FrameError, FrameLimits, FrameReader, HEADER_BYTES, Kind, encode, encode_within};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestError};
 pub use message::Message;
 pub use refusal::{Refusal, RefusalCode, TransactionRefusal};

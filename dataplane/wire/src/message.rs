@@ -518,6 +518,104 @@ messages! {
     /// A batch, in the body. No answer.
     PeerBatch {}
 
+    /// First request to an application's process: which chain is it for? Answer: [`AppState`].
+    AppHello {
+        /// What asks, for the application's log.
+        agent: String,
+        /// The chain's identity.
+        chain: [u8; 32],
+    }
+
+    /// Begin at the chain's beginning, whatever there is. The body has the genesis, or a part of it. Answer: [`AppState`].
+    AppBegin {
+        /// There is more of it to come.
+        more: bool,
+    }
+
+    /// May these transactions be executed, now or after others? The body has them, one behind the other. Answer: [`AppChecked`].
+    AppCheck {}
+
+    /// Execute a height. The body has its transactions, one behind the other. Answer: [`AppExecuted`].
+    AppExecute {
+        /// It follows the last one.
+        height: u64,
+        /// The block's time, in milliseconds since 1970.
+        time_ms: u64,
+    }
+
+    /// What was executed stays so. Answer: [`Done`].
+    AppCommit {
+        /// States of heights below this one are not asked for any more.
+        keep_from: u64,
+    }
+
+    /// What is there? Answer: [`AppFound`].
+    AppQuery {
+        /// 1: an account; 2: a value that an account has set.
+        kind: u8,
+        /// The account.
+        account: [u8; 32],
+        /// The value's name.
+        name: Vec<u8>,
+    }
+
+    /// A piece of the state of a height. Answer: [`AppPiece`].
+    AppExport {
+        /// It has been executed, and states from it on are kept.
+        height: u64,
+        /// What the piece before said comes next; empty for the first.
+        after: Vec<u8>,
+    }
+
+    /// A piece of a state that was exported, in the body; the first one replaces whatever there is. Answer: [`AppState`].
+    AppImport {
+        /// The state's height.
+        height: u64,
+        /// Pieces follow.
+        more: bool,
+    }
+
+    /// Where an application is. Answer to [`AppHello`], [`AppBegin`] and [`AppImport`].
+    AppState {
+        /// What answers.
+        agent: String,
+        /// It has a state, of the chain that was named.
+        begun: bool,
+        /// The last executed height.
+        height: u64,
+        /// The root of the state there.
+        root: [u8; 32],
+    }
+
+    /// Answer to [`AppCheck`]. The body has for each transaction: code u16 (0: nothing against it) | next nonce of its account u64.
+    AppChecked {}
+
+    /// Answer to [`AppExecute`]. The body has an outcome for each transaction: 0 done, 1 failed, 2 skipped u8 | code u16 | answer 32.
+    AppExecuted {
+        /// The root of the state behind it.
+        root: [u8; 32],
+    }
+
+    /// Answer to [`AppQuery`], as of the last executed height.
+    AppFound {
+        /// That height.
+        height: u64,
+        /// Where in the state.
+        key: [u8; 32],
+        /// What is there.
+        value: Option<Vec<u8>>,
+        /// Hashes beside the way down, the root's child first.
+        beside: Vec<[u8; 32]>,
+        /// What is at the end of the way: key and hash.
+        found: Option<([u8; 32], [u8; 32])>,
+    }
+
+    /// Answer to [`AppExport`]; the body has the piece.
+    AppPiece {
+        /// What to ask for next; `None`: that was the last.
+        next: Option<Vec<u8>>,
+    }
+
     /// The request was refused; nothing of it was done.
     Refused {
         /// A [`RefusalCode`](crate::RefusalCode).

@@ -93,6 +93,11 @@ impl RootEntry {
     pub fn is_held(&self) -> bool {
         self.flags.has(RecordFlags::HELD)
     }
+
+    /// Whether the node itself needs it.
+    pub fn is_kept(&self) -> bool {
+        self.flags.has(RecordFlags::KEPT)
+    }
 }
 
 /// A tag in the index.

@@ -91,6 +91,8 @@ impl RecordFlags {
     pub const HELD: u8 = 1;
     /// The blob is a folder manifest.
     pub const FOLDER: u8 = 2;
+    /// The node itself needs the blob.
+    pub const KEPT: u8 = 4;
 
     /// Whether a bit is set.
     pub const fn has(self, bit: u8) -> bool {

@@ -19,6 +19,9 @@ pub enum StoreError {
         /// How many.
         references: u32,
     },
+    /// The node itself needs it.
+    #[error("the node itself needs it")]
+    Kept,
     /// Larger than a blob can be.
     #[error("larger than a blob can be")]
     TooLarge,
@@ -59,6 +62,7 @@ impl From<OpError> for StoreError {
         match error {
             OpError::NotFound => Self::NotFound,
             OpError::InUse { references } => Self::InUse { references },
+            OpError::Kept => Self::Kept,
             OpError::IndexFull => Self::IndexFull,
             OpError::Log(Failure::NoSpace) => Self::DiskFull,
             OpError::Log(Failure::Io) => Self::Storage("a write to the log failed".into()),

@@ -72,6 +72,8 @@ pub struct PutOptions {
     pub kind: BlobKind,
     /// Whether it stays by itself.
     pub hold: bool,
+    /// Whether the node itself needs it: only [`Store::remove_kept`] removes it.
+    pub keep: bool,
     /// Where its lease goes when it is not held.
     pub leases: Option<Leases>,
 }

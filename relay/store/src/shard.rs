@@ -212,6 +212,11 @@ impl Store {
         }
     }
 
+    /// Removes a blob that the node itself needs no more, durably.
+    pub async fn remove_kept(&self, hash: Hash) -> Result<(), StoreError> {
+        self.0.op(self.0.owner(&hash), Op::RemoveKept { hash }).await.map(|_| ())
+    }
+
     /// Removes a blob, durably.
     pub async fn remove(&self, hash: Hash) -> Result<(), StoreError> {
         self.0.op(self.0.owner(&hash), Op::Remove { hash }).await.map(|_| ())
@@ -327,7 +332,8 @@ impl Store {
 
 impl PutOptions {
     pub(crate) fn for_root(&self) -> RootOptions {
-        RootOptions { class: self.class, kind: self.kind, hold: self.hold, lease: !self.hold && self.leases.is_some() }
+        let lease = !self.hold && self.leases.is_some();
+        RootOptions { class: self.class, kind: self.kind, hold: self.hold, keep: self.keep, lease }
     }
 }
 

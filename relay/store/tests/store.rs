@@ -19,7 +19,8 @@ use metanode_store::{Fetched, PutOptions, Store, StoreConfig, StoreError, StoreS
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, ShardCount, TagName};
 use metanode_wire::{Entry, EntryKind, Manifest};
 
-const HELD: PutOptions = PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+const HELD: PutOptions =
+    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, keep: false, leases: None };
 
 /// Runs `scenario` on shard 0 of a store with `count` shards, then closes it.
 fn with_store<F>(folder: &Path, count: u16, scenario: impl FnOnce(Store) -> F + Send + 'static)

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use metanode_admin_api::{NodeStatusInfo, Reply, Request};
+use metanode_admin_api::{NodeStatusInfo, Reply, Request, application as app};
 use metanode_types::limits::REFUSAL_DETAIL_BYTES_MAX;
 use metanode_wire::{
     Frame, FrameError, FrameLimits, FrameReader, HEADER_BYTES, Kind, Message, Refusal, encode, frame::VERSION, message,
@@ -21,6 +21,7 @@ pub fn archives(data: &[u8]) {
     assert_eq!((frame.kind, frame.request), (kind, 7));
     let _ = (Request::from_frame(&frame), Reply::from_frame(&frame));
     every_message(&frame);
+    application(&frame);
     if let Ok(message) = frame.message::<message::Refused>() {
         let refusal = Refusal::from_message(message);
         assert!(refusal.detail.len() <= REFUSAL_DETAIL_BYTES_MAX, "a refusal is a sentence");
@@ -34,6 +35,26 @@ pub fn archives(data: &[u8]) {
         let again = written(&info.to_message());
         let again = again.message::<message::NodeStatusReply>().expect("it was written here");
         assert_eq!(NodeStatusInfo::from_message(again), Some(info));
+    }
+}
+
+/// What a node and its application say to each other is read the same when it is written again.
+fn application(frame: &Frame) {
+    let again = |encode: &dyn Fn(&mut Vec<u8>) -> bytes::Bytes| {
+        let mut bytes = Vec::new();
+        let body = encode(&mut bytes);
+        let mut reader = FrameReader::new(app::FRAME_LIMITS);
+        reader.push(bytes.into());
+        reader.push(body);
+        reader.next_frame().expect("it was written here").expect("it is whole")
+    };
+    if let Ok(request) = app::Request::from_frame(frame) {
+        let again = again(&|out| request.encode(out, 7));
+        assert_eq!(app::Request::from_frame(&again), Ok(request));
+    }
+    if let Ok(reply) = app::Reply::from_frame(frame) {
+        let again = again(&|out| reply.encode(out, 7));
+        assert_eq!(app::Reply::from_frame(&again), Ok(reply));
     }
 }
 
@@ -56,6 +77,7 @@ every_message! {
     Submit Submitted TransactionWait TransactionState LedgerStatus LedgerStatusReply LedgerQuery LedgerFound BlockGet BlockReply
     OutcomesGet OutcomesReply BatchGet PeerHello PeerWelcome PeerMessage PeerBatch
     MaintainReply AdminStoreStatus StoreStatusReply AdminDamaged DamagedPage Refused
+    AppHello AppBegin AppCheck AppExecute AppCommit AppQuery AppExport AppImport AppState AppChecked AppExecuted AppFound AppPiece
 }
 
 /// Whether it is the frame's message.

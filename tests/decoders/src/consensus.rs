@@ -1,11 +1,11 @@
 //! What a chain is made of, what validators send each other, and what they keep: the first byte of an input says what the rest is.
 
 use bytes::Bytes;
-use metanode_application::Operation;
+use metanode_application::{Application as _, Operation, Piece, Reference};
 use metanode_codec::{decode_message, decode_record, encode_message, encode_record};
-use metanode_ibft::ChainId;
+use metanode_ibft::{ChainId, Height};
 use metanode_ledger::{
-    Batch, Block, Genesis, Outcome, Transaction, decode_certificate, encode_certificate,
+    Batch, Block, Genesis, Outcome, Snapshot, Transaction, decode_certificate, encode_certificate,
     system::{Wish, decode_evidence, encode_evidence},
 };
 use metanode_wal::format::{BLOCK, Generation, Header, decode_header, scan};
@@ -83,6 +83,26 @@ pub fn consensus(data: &[u8]) {
         10 => {
             if let Ok(record) = decode_record(data) {
                 assert_eq!(decode_record(&encode_record(&record)), Ok(record));
+            }
+        }
+        12 => {
+            if let Ok(snapshot) = Snapshot::decode(data) {
+                assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));
+            }
+        }
+        13 => {
+            let mut app = Reference::empty();
+            if app.import(data).is_ok() {
+                app.imported(Height(1));
+                let mut other = Reference::empty();
+                let mut after = Vec::new();
+                while let Piece { bytes, next: Some(next) } = app.export(Height(1), &after).expect("it is kept") {
+                    other.import(&bytes).expect("it was exported");
+                    after = next;
+                }
+                let last = app.export(Height(1), &after).expect("it is kept");
+                other.import(&last.bytes).expect("it was exported");
+                assert_eq!(other.imported(Height(1)), app.executed().1);
             }
         }
         _ => sign_state(data),

@@ -1,6 +1,6 @@
 //! Where fuzzing begins: small inputs that each get far into a target, made by the real encoders.
 
-use metanode_application::Operation;
+use metanode_application::{Application as _, Operation, Reference};
 use metanode_blob::extent::MapBuilder;
 use metanode_codec::{encode_message, encode_record};
 use metanode_ibft::{
@@ -8,7 +8,7 @@ use metanode_ibft::{
     RoundChangeMessage, Signed, View,
 };
 use metanode_ledger::{
-    BatchDraft, Block, Genesis, Kind as TxKind, Outcome, Transaction, TransactionDraft, TransactionId,
+    BatchDraft, Block, Chain, Genesis, Kind as TxKind, Outcome, Transaction, TransactionDraft, TransactionId,
     encode_certificate,
     system::{Wish, encode_evidence},
 };
@@ -20,12 +20,13 @@ use metanode_wal::format::{Generation, Owner, encode_header, encode_records};
 use metanode_wire::{
     Entry, EntryKind, HEADER_BYTES, Kind, Manifest, Message, Refusal, RefusalCode, Ticket, encode,
     message::{
-        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, BatchGet, BlobEntry, BlobPage, BlockGet, BlockReply,
-        BulkBegin, Chunk, DamagedPage, Data, Done, Get, GetBulk, Have, HaveReply, Hello, KnownChunk, LedgerFound,
-        LedgerQuery, LedgerStatus, LedgerStatusReply, ListBlobs, ListTags, MaintainReply, NodeStatus, NodeStatusReply,
-        OutcomesGet, OutcomesReply, PeerBatch, PeerHello, PeerMessage, PeerWelcome, Put, PutBulk, PutEnd, Refused,
-        Remove, Stat, StatReply, Stored, Submit, Submitted, TagEntry, TagGet, TagPage, TagRemove, TagSet, TagTarget,
-        TransactionRefused, TransactionState, TransactionWait, Welcome,
+        AdminDamaged, AdminMaintain, AdminStop, AdminStoreStatus, AppBegin, AppCheck, AppChecked, AppCommit,
+        AppExecute, AppExecuted, AppExport, AppFound, AppHello, AppImport, AppPiece, AppQuery, AppState, BatchGet,
+        BlobEntry, BlobPage, BlockGet, BlockReply, BulkBegin, Chunk, DamagedPage, Data, Done, Get, GetBulk, Have,
+        HaveReply, Hello, KnownChunk, LedgerFound, LedgerQuery, LedgerStatus, LedgerStatusReply, ListBlobs, ListTags,
+        MaintainReply, NodeStatus, NodeStatusReply, OutcomesGet, OutcomesReply, PeerBatch, PeerHello, PeerMessage,
+        PeerWelcome, Put, PutBulk, PutEnd, Refused, Remove, Stat, StatReply, Stored, Submit, Submitted, TagEntry,
+        TagGet, TagPage, TagRemove, TagSet, TagTarget, TransactionRefused, TransactionState, TransactionWait, Welcome,
     },
 };
 
@@ -129,8 +130,26 @@ fn archives(add: Add<'_>) {
     archive(add, &AdminDamaged { after: Some(hash) });
     archive(add, &DamagedPage { survey: 3, hashes: vec![hash; 2], more: true });
     archive(add, &AdminStop {});
+    app_archives(add, hash);
     archive(add, &Refusal { retry_after_ms: 50, ..Refusal::new(RefusalCode::Busy, "too much work") }.to_message());
     archive(add, &Refused { code: 999, retry_after_ms: 1, detail: "x".repeat(600) });
+}
+
+fn app_archives(add: Add<'_>, hash: [u8; 32]) {
+    archive(add, &AppHello { agent: "metanode/0.1.0".to_owned(), chain: hash });
+    archive(add, &AppBegin { more: true });
+    archive(add, &AppCheck {});
+    archive(add, &AppExecute { height: 1, time_ms: 2 });
+    archive(add, &AppCommit { keep_from: 3 });
+    archive(add, &AppQuery { kind: 2, account: hash, name: b"name".to_vec() });
+    archive(add, &AppExport { height: 4, after: hash.to_vec() });
+    archive(add, &AppImport { height: 5, more: true });
+    archive(add, &AppState { agent: "reference".to_owned(), begun: true, height: 6, root: hash });
+    archive(add, &AppChecked {});
+    archive(add, &AppExecuted { root: hash });
+    let (beside, found) = (vec![hash; 2], Some((hash, hash)));
+    archive(add, &AppFound { height: 7, key: hash, value: Some(vec![1]), beside, found });
+    archive(add, &AppPiece { next: Some(hash.to_vec()) });
 }
 
 fn ledger_archives(add: Add<'_>, hash: [u8; 32]) {
@@ -422,6 +441,7 @@ fn consensus(add: Add<'_>) {
     with(4, "evidence", encode_evidence(&Evidence::Commit([commit(hash), commit(Hash([6; 32]))])));
     with(5, "add", Wish::Add(key, [1; 64]).encode());
     with(5, "remove", Wish::Remove(key).encode());
+    with(5, "upgrade", Wish::Upgrade { version: 2, from: Height(9) }.encode());
     with(6, "pay", payload);
     with(6, "set", Operation::Set { name: b"name", value: b"value" }.encode());
     with(6, "read", Operation::Read { owner: key, name: b"name" }.encode());
@@ -441,6 +461,10 @@ fn consensus(add: Add<'_>) {
         accounts: vec![metanode_ledger::Account { key, balance: 5 }],
     };
     with(8, "genesis", genesis.to_json().into_bytes());
+    let app = Reference::new(&genesis);
+    let chain_there = Chain::new(&genesis, &app.executed().1);
+    with(12, "snapshot", chain_there.snapshot().encode());
+    with(13, "piece", app.export(Height(0), &[]).expect("it is kept").bytes);
 
     let change = RoundChange { view, prepared: Some((Round(0), hash)) };
     let asked = RoundChangeMessage {

@@ -20,7 +20,7 @@ use metanode_wire::Ticket;
 use tempfile::TempDir;
 
 use crate::{
-    Node, Ran, eventually,
+    Node, Ran, Service, eventually,
     process::{metanode, run},
 };
 
@@ -32,6 +32,8 @@ pub struct Network {
     temp: TempDir,
     folder: PathBuf,
     nodes: Vec<Option<Node>>,
+    /// Processes of the validators' applications, where there are some.
+    applications: Vec<Option<Service>>,
     genesis: Genesis,
 }
 
@@ -53,7 +55,13 @@ impl Network {
         run(init.arg(&folder).args(options), b"").ok();
         let genesis = std::fs::read_to_string(folder.join("genesis.json")).expect("there is a genesis");
         let genesis = Genesis::from_json(&genesis).expect("it is a genesis");
-        let this = Self { temp, folder, nodes: (0..validators).map(|_| None).collect(), genesis };
+        let this = Self {
+            temp,
+            folder,
+            nodes: (0..validators).map(|_| None).collect(),
+            applications: (0..validators).map(|_| None).collect(),
+            genesis,
+        };
         (0..this.nodes.len()).for_each(|index| this.shrink(&this.data(index)));
         this
     }
@@ -66,6 +74,9 @@ impl Network {
             .map(|line| match line {
                 _ if line.starts_with("segment_bytes") => SEGMENT_BYTES,
                 "listen = \"off\"" => "listen = \"127.0.0.1:0\"", // the metrics page
+                // Often, so that most restarts go on from one; and little memory of what was before.
+                _ if line.starts_with("snapshot_heights") => "snapshot_heights = 7",
+                _ if line.starts_with("outcomes_max") => "outcomes_max = 1024",
                 line => line,
             })
             .collect();
@@ -168,6 +179,19 @@ impl Network {
                 self.start(index);
             }
         }
+    }
+
+    /// Starts the process of a validator's application.
+    #[track_caller]
+    pub fn start_application(&mut self, index: usize) {
+        let mut command = metanode(["ledger", "application", "-o", "json", "--data"]);
+        self.applications[index] = Some(Service::spawn(command.arg(self.data(index))));
+    }
+
+    /// SIGKILL to the process of a validator's application.
+    #[track_caller]
+    pub fn kill_application(&mut self, index: usize) {
+        self.applications[index].take().expect("it runs").kill();
     }
 
     /// One more node, which follows the chain.

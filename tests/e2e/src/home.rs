@@ -207,6 +207,46 @@ impl Ready {
     }
 }
 
+/// The first line that a child prints: it is ready.
+#[track_caller]
+fn first_line(child: &mut Ending) -> String {
+    let stdout = child.0.stdout.take().expect("it is piped");
+    let (give, line) = mpsc::channel();
+    // Ends with the child, whose standard output it drains.
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = give.send(line); // only the first one is awaited
+        }
+    });
+    match line.recv_timeout(READY_TIME_MAX) {
+        Ok(line) => line,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("not ready within {READY_TIME_MAX:?}"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("ended before it was ready: {:?}", child.0.wait()),
+    }
+}
+
+/// A process that serves something else than a node does. Dropping it kills it.
+pub struct Service(Ending);
+
+impl Service {
+    /// Starts it, and waits until it prints that it is ready.
+    #[track_caller]
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::piped()).spawn().expect("the binary under test can be run");
+        let mut this = Self(Ending(child));
+        first_line(&mut this.0);
+        this
+    }
+
+    /// SIGKILL.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.0.0.kill().expect("it lives");
+        let status = self.0.0.wait().expect("a child can be waited for");
+        assert_eq!(status.signal(), Some(9), "it lived until it was killed");
+    }
+}
+
 /// A running node. Dropping it kills it.
 pub struct Node {
     child: Ending,
@@ -222,25 +262,9 @@ impl Node {
         let log = File::options().create(true).append(true).open(&log_path).expect("the log can be written");
         let child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the binary under test can be run");
         let mut node = Self { child: Ending(child), ready: Ready::default(), log_path };
-        let line = node.first_line();
+        let line = first_line(&mut node.child);
         node.ready = Ready::parse(&line);
         node
-    }
-
-    fn first_line(&mut self) -> String {
-        let stdout = self.child.0.stdout.take().expect("it is piped");
-        let (give, line) = mpsc::channel();
-        // Ends with the node, whose standard output it drains.
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let _ = give.send(line); // only the first one is awaited
-            }
-        });
-        match line.recv_timeout(READY_TIME_MAX) {
-            Ok(line) => line,
-            Err(mpsc::RecvTimeoutError::Timeout) => panic!("not ready within {READY_TIME_MAX:?}"),
-            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("ended before it was ready: {:?}", self.child.0.wait()),
-        }
     }
 
     /// Its process.

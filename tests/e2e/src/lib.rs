@@ -34,7 +34,7 @@ mod wait;
 
 pub use chain::{Network, Sender, account, transaction};
 pub use content::{Random, content};
-pub use home::{Home, Node, Ready};
+pub use home::{Home, Node, Ready, Service};
 pub use mount::{Mount, free_bytes, is_root};
 pub use netns::{Halves, left_behind};
 pub use process::{Ran, is_running, metanode, run};

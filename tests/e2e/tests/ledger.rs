@@ -26,7 +26,8 @@ const TIME: Duration = Duration::from_secs(60);
 
 #[test]
 fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
-    let mut network = Network::new(4, &["--empty-ms", "500"]);
+    // Without empty blocks: whoever takes a transaction in has to tell the proposer, or it waits for ever.
+    let mut network = Network::new(4, &["--empty-ms", "0"]);
     network.start_all();
     let key = network.cli("id").ok().text().trim().to_owned();
     let sent = network.cli("tx send set greeting hello -o json").ok().json();
@@ -53,6 +54,14 @@ fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
     let verified = network.cli(&format!("ledger verify -o json --genesis {}/genesis.json", network.folder().display()));
     assert_eq!(verified.ok().json()["transactions"], 4);
     assert_eq!(network.cli("node validators -o json").ok().json().as_array().unwrap().len(), 4);
+    // What the ledger needs is not a client's to remove, also when it may write.
+    let kept = network.cli("ls -o json").ok().json();
+    let kept: Vec<&str> = kept.as_array().unwrap().iter().map(|blob| blob["hash"].as_str().unwrap()).collect();
+    assert!(kept.len() >= 4, "blocks and batches: {kept:?}");
+    for hash in kept {
+        let refused = network.cli(&format!("rm {hash}")).refused(10);
+        assert!(refused.stderr.contains("the node itself needs it"), "{}", refused.stderr);
+    }
     let node = network.node(0);
     assert!(node.metric("ledger_height") >= 3.0 && node.metric("ledger_transactions_done_total") >= 3.0);
     assert_eq!((node.metric("ledger_votes"), node.metric("ledger_connected")), (1.0, 3.0));

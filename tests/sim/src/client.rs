@@ -111,7 +111,7 @@ impl Client {
         // Now and then the same blob twice at once: in memory, and durably behind it.
         let twice = self.random.below(6) == 0;
         self.begin(key, &blob);
-        let options = |class| PutOptions { class, kind: BlobKind::Blob, hold: true, leases: None };
+        let options = |class| PutOptions { class, kind: BlobKind::Blob, hold: true, keep: false, leases: None };
         let (class, result) = if twice {
             let memory = metanode_shard::spawn_local({
                 let (store, blob) = (self.store.clone(), blob.clone());
@@ -149,7 +149,8 @@ impl Client {
             .map(|index| blob.bytes.slice(index * CHUNK_BYTES..(index + 1) * CHUNK_BYTES))
             .collect();
         let pushed = self.random.below(chunks.len() as u64 + 1) as usize;
-        let options = PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+        let options =
+            PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, keep: false, leases: None };
         let mut bulk = self.store.put_bulk(Some(blob.bytes.len() as u64), options);
         for chunk in &chunks[..pushed] {
             if bulk.push(chunk.clone()).await.is_err() {
@@ -354,14 +355,15 @@ impl Client {
         let key = self.key(number);
         let blob = self.folder_of(number);
         let class = if self.random.below(2) == 0 { DurabilityClass::Memory } else { DurabilityClass::Durable };
-        let of_child = PutOptions { class, kind: BlobKind::Blob, hold: false, leases: Some(leases.clone()) };
+        let of_child =
+            PutOptions { class, kind: BlobKind::Blob, hold: false, keep: false, leases: Some(leases.clone()) };
         for child in &blob.children {
             if put(&self.store, child, of_child.clone()).await.is_err() {
                 return;
             }
         }
         self.begin(key, &blob);
-        let options = PutOptions { class, kind: BlobKind::Folder, hold: true, leases: None };
+        let options = PutOptions { class, kind: BlobKind::Folder, hold: true, keep: false, leases: None };
         let result = put(&self.store, &blob, options).await;
         self.answered(&result);
         let mut model = self.model.borrow_mut();

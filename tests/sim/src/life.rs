@@ -208,8 +208,13 @@ async fn look_at_everything(stores: &[Store], setting: &Setting, model: &Rc<RefC
         let mut healed = false;
         if matches!(found, Look::Refused(_)) && setting.rotted {
             // The scrub has found all that is bad of it, so one PUT replaces it.
-            let options =
-                PutOptions { class: DurabilityClass::Durable, kind: state.blob.kind, hold: true, leases: None };
+            let options = PutOptions {
+                class: DurabilityClass::Durable,
+                kind: state.blob.kind,
+                hold: true,
+                keep: false,
+                leases: None,
+            };
             let stored = put(store, &state.blob, options).await;
             let seen = look(store, &state.blob, ByteRange::ALL).await;
             tracing::info!(hash = %state.blob.hash, ?stored, ?seen, "stored again what had rotted");
@@ -310,7 +315,8 @@ async fn remove_everything(stores: &[Store], setting: &Setting, model: &Rc<RefCe
     }
     let again = blobs.iter().find(|(_, blob)| blob.kind == BlobKind::Blob);
     if let Some((key, blob)) = again {
-        let options = PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None };
+        let options =
+            PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, keep: false, leases: None };
         let store = &stores[stores.len() - 1];
         let stored = put(store, blob, options).await;
         if stored != Ok(false) || look(store, blob, ByteRange::ALL).await != Look::Right {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metanode_application::{Account, Application, Reference};
+use metanode_application::{Account, Application, Reference, Session};
 use metanode_client::{Client, ExecutedBlock, Got, LedgerAnswer};
 use metanode_crypto::{Claim, Identity, hash, verify_all};
 use metanode_ibft::{Certificate, ChainId, Height};
@@ -16,7 +16,7 @@ use metanode_ledger::{
 use metanode_node::{
     DataFolder,
     data::GENESIS_FILE,
-    ledger::{begin_sign_state, has_sign_state},
+    ledger::{REFERENCE, application_socket, begin_sign_state, has_sign_state, serve_application},
 };
 use metanode_state::{Key, Proof};
 use metanode_types::{Hash, NodeKey};
@@ -40,6 +40,7 @@ pub(super) fn run(global: &Global, ledger: Ledger) -> Result<()> {
         Ledger::Join { genesis, peer } => join(global, &genesis, &peer),
         Ledger::Sign { .. } => sign(global),
         Ledger::Candidate => candidate(global),
+        Ledger::Application => application(global),
         Ledger::Stats => with_client(global, None, false, async |client, _| {
             global.output.print(&Stats::new(client.ledger_status().await?))
         }),
@@ -47,6 +48,37 @@ pub(super) fn run(global: &Global, ledger: Ledger) -> Result<()> {
         Ledger::Tail { from, limit } => tail(global, from, limit),
         Ledger::Verify { genesis, to } => verify(global, genesis, to),
     }
+}
+
+#[derive(Debug, Serialize)]
+struct Serving {
+    socket: PathBuf,
+    pid: u32,
+}
+
+impl Show for Serving {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        vec![("socket", self.socket.display().to_string()), ("process", self.pid.to_string())]
+    }
+}
+
+/// `metanode ledger application`.
+fn application(global: &Global) -> Result<()> {
+    let folder = DataFolder::open(&node_folder(global)?)?;
+    let socket = application_socket(&folder, &folder.config()?.ledger);
+    let socket = socket.ok_or_else(|| {
+        Failure::usage("the configuration names no socket: the node runs the application itself")
+            .hint("`application = \"application.sock\"` in the section [ledger] of metanode.toml names one")
+    })?;
+    let session = Session::new(concat!("metanode-reference/", env!("CARGO_PKG_VERSION")).to_owned(), REFERENCE);
+    let mut printed = Ok(());
+    let ready = || {
+        printed = global.output.print(&Serving { socket: socket.clone(), pid: std::process::id() });
+        printed.is_ok()
+    };
+    let Err(error) = serve_application(&socket, session, ready);
+    printed?;
+    Err(io(socket.display())(error))
 }
 
 #[derive(Debug, Serialize)]
@@ -495,7 +527,7 @@ impl Verification {
         });
         let Ok(done) = done;
         self.chain.executed(done);
-        self.app.forget_before(Height(block.header.height.0.saturating_sub(1)));
+        self.app.commit(Height(block.header.height.0.saturating_sub(1)));
         Ok(())
     }
 

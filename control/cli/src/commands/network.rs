@@ -41,6 +41,9 @@ const EXPIRY_HEIGHTS_MAX: u64 = 100_000;
 /// A second of difference is more than clocks of a data centre have.
 const CLOCK_DRIFT_MS_MAX: u64 = 1_000;
 
+/// Where applications listen, in the data folders.
+const APPLICATION_SOCKET: &str = "application.sock";
+
 /// Memory caches of validators that share a machine.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -113,6 +116,9 @@ fn make(init: &LedgerInit) -> Result<Made> {
         config.store.cache_bytes = CACHE_BYTES;
         config.access.writers.push(operator.public());
         config.ledger.genesis = GENESIS_FILE.to_owned();
+        if init.application {
+            config.ledger.application = APPLICATION_SOCKET.to_owned();
+        }
         config.ledger.peers = tickets.iter().filter(|it| it.node != tickets[place].node).cloned().collect();
         folder.set_genesis(&genesis.to_json())?;
         begin_sign_state(folder, &genesis)?;
@@ -222,6 +228,7 @@ pub(super) fn start(global: &Global, start: &Start, count: u16) -> Result<()> {
                 round_ms_max: 10_000,
                 empty_ms: 5_000,
                 opaque: true,
+                application: false,
                 account: Vec::new(),
             })?;
             of(global)?.ok_or_else(|| Failure::new(Exit::Other, "the network was made, and is not there"))?

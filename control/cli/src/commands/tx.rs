@@ -83,6 +83,7 @@ fn words(code: Code) -> String {
         Code::NO_PROOF_OF_KEY => "the key has not consented",
         Code::NO_EVIDENCE => "it proves nothing",
         Code::KNOWN => "the same was executed before",
+        Code::TOO_MANY => "its sender has sent too many such, or has too many open votes",
         Code(256) => "the account can't pay the fee",
         Code(257) => "the account has less than the amount",
         Code(258) => "a name or value is too long",
@@ -158,6 +159,7 @@ fn payload(global: &Global, action: &Action, shown: &Identity) -> Result<(Identi
         Action::VoteAdd { validator, consent: text } => Wish::Add(*validator, consent(text)?),
         Action::VoteRemove { validator } => Wish::Remove(*validator),
         Action::Rotate { validator, consent: text } => Wish::Rotate(*validator, consent(text)?),
+        Action::VoteUpgrade { form, from } => Wish::Upgrade { version: *form, from: Height(*from) },
     };
     let validator = DataFolder::open(&node_folder(global)?)?.node_identity().clone();
     Ok((validator, Kind::Validators, wish.encode()))

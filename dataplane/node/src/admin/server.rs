@@ -39,7 +39,8 @@ pub(crate) fn serve(path: &Path, state: Arc<NodeState>, stoppers: Stoppers) -> i
     })
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// A listening socket at `path`, mode 0600, in place of whatever socket lies there.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -113,7 +113,19 @@ const FIELDS: &[Field] = &[
         "ledger",
         "outcomes_max",
         None,
-        "Executed transactions whose outcome is kept in memory; about 128 bytes each.",
+        "Executed transactions whose outcome is kept in memory; about 128 bytes each. Of earlier ones it is on disk.",
+    ),
+    Field(
+        "ledger",
+        "snapshot_heights",
+        None,
+        "Heights from one snapshot of the state to the next: a restart executes what comes behind it. 0: none is made.",
+    ),
+    Field(
+        "ledger",
+        "application",
+        None,
+        "Socket of the application's process (`metanode ledger application`); empty: the node runs the reference application.",
     ),
     Field(
         "metrics",

@@ -10,6 +10,7 @@ use super::{
     AccessConfig, CipherSuite, Config, ConfigError, LedgerConfig, LogConfig, NodeConfig, QuicConfig, Readers,
     StoreConfig,
 };
+use crate::data::SOCKET_PATH_BYTES_MAX;
 
 /// Largest CPU number: what a `cpu_set_t` names.
 const CPU_MAX: usize = 1_023;
@@ -93,6 +94,11 @@ fn validate_ledger(ledger: &LedgerConfig) -> Result<(), ConfigError> {
     within("ledger.waiting_bytes_max", ledger.waiting_bytes_max, 1 << 20..=1 << 36)?;
     within("ledger.client_bytes_max", ledger.client_bytes_max, 1 << 20..=1 << 36)?;
     within("ledger.outcomes_max", ledger.outcomes_max, 1_024..=1_000_000_000)?;
+    within("ledger.snapshot_heights", ledger.snapshot_heights, 0..=1_000_000_000)?;
+    if ledger.application.len() > SOCKET_PATH_BYTES_MAX || ledger.application.contains('\0') {
+        let what = format!("a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes");
+        return Err(ConfigError::field("ledger.application", what));
+    }
     within("ledger.peers (its length)", ledger.peers.len(), 0..=PEERS_MAX)?;
     distinct("ledger.peers", &ledger.peers.iter().map(|peer| peer.node).collect::<Vec<_>>())
 }

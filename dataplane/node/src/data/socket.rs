@@ -13,7 +13,7 @@ const SOCKET_FILE: &str = "admin.sock";
 const LOCATION_FILE: &str = "admin.path";
 
 /// Longest socket path in bytes that is used: some below `sun_path`'s 108.
-const SOCKET_PATH_BYTES_MAX: usize = 100;
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 100;
 
 /// Where the node of `folder` listens: as it left word, else in the folder, else where it would be placed.
 pub(super) fn location(folder: &Path) -> PathBuf {

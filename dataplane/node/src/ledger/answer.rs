@@ -1,9 +1,10 @@
 //! What clients ask of the ledger.
 
-use std::{rc::Rc, sync::PoisonError, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use metanode_application::{Found, QueryError, Question, VALUE_NAME_BYTES_MAX};
+use metanode_admin_api::application::Request;
+use metanode_application::Question;
 use metanode_ibft::Height;
 use metanode_ledger::{Outcome, TransactionId};
 use metanode_shard::timeout;
@@ -19,7 +20,7 @@ use super::{
     route::{LedgerReply, LedgerRequest},
     status::status,
     submit::submit,
-    validator::Validator,
+    validator::{Validator, away},
 };
 
 /// Outcomes in one reply: they fit a frame's body.
@@ -29,7 +30,7 @@ const OUTCOMES_MAX: usize = metanode_types::limits::FRAME_BODY_BYTES_MAX / Outco
 pub(super) async fn answer(this: &Rc<Validator>, request: LedgerRequest) -> Result<LedgerReply, Refusal> {
     Ok(match request {
         LedgerRequest::Submit { sender, encoded } => LedgerReply::Submitted(submit(this, sender, encoded).await?),
-        LedgerRequest::Wait { id, wait } => LedgerReply::Transaction(wait_for(this, TransactionId(id), wait).await),
+        LedgerRequest::Wait { id, wait } => LedgerReply::Transaction(wait_for(this, TransactionId(id), wait).await?),
         LedgerRequest::Status => LedgerReply::Status(Box::new(status(this))),
         LedgerRequest::Query { kind, account, name } => {
             LedgerReply::Found(Box::new(query(this, kind, account, name).await?))
@@ -41,9 +42,20 @@ pub(super) async fn answer(this: &Rc<Validator>, request: LedgerRequest) -> Resu
     })
 }
 
-async fn wait_for(this: &Validator, id: TransactionId, wait: Duration) -> TransactionState {
-    let known = match this.results.of(&id) {
-        Some(known @ Known::Executed(..)) => Some(known),
+async fn wait_for(this: &Validator, id: TransactionId, wait: Duration) -> Result<TransactionState, Refusal> {
+    let mut known = this.results.of(&id);
+    // What memory does not have, or has as skipped, may have been executed long ago.
+    if matches!(known, None | Some(Known::Executed(_, Outcome::Skipped(_)))) {
+        let found = this.outcomes.of(id).await;
+        let found = found.map_err(|error| Refusal::new(RefusalCode::Storage, error.to_string()))?;
+        known = match (known, found) {
+            (Some(Known::Executed(..)), Some((_, Outcome::Skipped(_)))) => known,
+            (known, None) => known,
+            (_, Some((height, outcome))) => Some(Known::Executed(height, outcome)),
+        };
+    }
+    let known = match known {
+        Some(Known::Executed(..)) => known,
         known => timeout(wait.min(WAIT_MAX), this.results.executed(id)).await.ok().or(known),
     };
     // What had not come when it was asked for may have come since.
@@ -61,27 +73,16 @@ async fn wait_for(this: &Validator, id: TransactionId, wait: Duration) -> Transa
             }
         }
     }
-    state
+    Ok(state)
 }
 
 async fn query(this: &Validator, kind: u8, account: [u8; 32], name: Vec<u8>) -> Result<LedgerFound, Refusal> {
-    let account = NodeKey(account);
-    let question = match kind {
-        1 => Question::Account(account),
-        2 if name.len() <= VALUE_NAME_BYTES_MAX => Question::Value(account, name),
-        2 => return Err(Refusal::new(RefusalCode::TooLarge, "the name is too long")),
-        _ => return Err(Refusal::new(RefusalCode::NotSupported, format!("question {kind}"))),
-    };
-    let app = this.app.clone();
-    let (height, found): (Height, Result<Found, QueryError>) = this
-        .executor
-        .run(move || {
-            let app = app.lock().unwrap_or_else(PoisonError::into_inner);
-            let height = app.executed().0;
-            (height, app.query(height, &question))
-        })
-        .await;
-    let found = found.map_err(|QueryError::NoSuchHeight| RefusalCode::NotFound)?;
+    Question::of(kind, NodeKey(account), name.clone())?; // it is one
+    let found = this.app()?.query(Request::Query { kind, account, name }).await.map_err(|gone| {
+        this.lost_app(&gone);
+        away(&gone.0)
+    })??;
+    let height = Height(found.height);
     // The ledger's part is as of the same height once the replica has heard of it, which may take a moment.
     let system = loop {
         let (executed, system) = {
@@ -96,13 +97,23 @@ async fn query(this: &Validator, kind: u8, account: [u8; 32], name: Vec<u8>) -> 
         }
     };
     Ok(LedgerFound {
-        height: height.0,
-        key: found.key.0,
+        height: proven_at(this, height).0,
+        key: found.key,
         value: found.value,
-        beside: found.proof.beside.iter().map(|hash| hash.0).collect(),
-        found: found.proof.found.map(|(key, hash)| (key.0, hash.0)),
+        beside: found.beside.iter().map(|hash| hash.0).collect(),
+        found: found.found.map(|(key, hash)| (key, hash.0)),
         system: system.0,
     })
+}
+
+/// A height at which the state was the same as at this one, and whose hash a final block carries already, if there is one: where no empty blocks
+/// are made, the block that would carry this one's comes with the next transaction.
+fn proven_at(this: &Validator, height: Height) -> Height {
+    let hash_at = |height| this.results.block(height).map(|executed| executed.app_hash);
+    let Some(now) = hash_at(height) else { return height };
+    let carried = Height(this.decided.get().0.saturating_sub(this.genesis.lag));
+    let between = (carried.0..height.0).map(Height);
+    if between.into_iter().all(|height| hash_at(height) == Some(now)) { height.min(carried) } else { height }
 }
 
 async fn outcomes(this: &Validator, height: Height, first: u32, wait: Duration) -> Result<LedgerReply, Refusal> {

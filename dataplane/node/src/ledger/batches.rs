@@ -11,7 +11,7 @@ use metanode_store::StoreError;
 use metanode_types::{Hash, NodeKey};
 
 use super::{
-    blocks::{held, whole},
+    blocks::{kept, whole},
     submit,
     validator::{Progress, Validator},
 };
@@ -36,8 +36,8 @@ pub(super) async fn make(this: Rc<Validator>, draft: BatchDraft) {
 
 /// On disk, and there until nobody needs it.
 async fn keep(this: &Validator, batch: &Batch) -> Result<(), StoreError> {
-    this.store.put_verified(batch.digest(), batch.bytes().clone(), held()).await?;
-    if let Err(error) = this.batch_list.push(batch.digest()).await {
+    this.store.put_verified(batch.digest(), batch.bytes().clone(), kept()).await?;
+    if let Err(error) = this.arrivals.push(batch.digest()).await {
         this.fail(format!("the list of batches: {error}"));
     }
     this.batches.borrow_mut().insert(batch);
@@ -80,7 +80,7 @@ async fn check(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Re
         }
         return Err(Taken::Not);
     }
-    if !this.checks.batch(batch.clone()).await {
+    if !this.checks.batch(batch.clone(), expected.is_some()).await {
         return Err(Taken::Bad);
     }
     if let Err(error) = keep(this, &batch).await {
@@ -144,7 +144,7 @@ pub(super) async fn forget(this: Rc<Validator>, digests: Vec<Hash>) {
             submit::again(&this, encoded.into()).await;
         }
         this.batches.borrow_mut().remove(&digest);
-        match this.store.remove(digest).await {
+        match this.store.remove_kept(digest).await {
             Ok(()) | Err(StoreError::NotFound) => {}
             Err(error) => tracing::warn!("batch {digest} is not removed: {error}"),
         }

@@ -10,16 +10,17 @@ use bytes::Bytes;
 use metanode_crypto::hash;
 use metanode_ibft::{Certificate, Height, Message};
 use metanode_ledger::{
-    Batch, BatchError, Block, DecodeError, Done, Executed, Outcome, Plan, decode_certificate, encode_certificate,
+    Batch, BatchError, Block, BlockError, DecodeError, Outcome, decode_certificate, encode_certificate,
 };
-use metanode_shard::{sleep, timeout};
+use metanode_shard::{sleep, spawn_local, timeout};
 use metanode_store::{Fetched, PutOptions, Store, StoreError};
 use metanode_types::{BlobKind, DurabilityClass, Hash, NodeKey};
 
-use super::validator::{SharedApplication, Validator};
-
-/// Versions of the application's state that are kept behind the last executed height, beyond the chain's lag: for proofs.
-const VERSIONS_KEPT: u64 = 16;
+use super::{
+    application::Executed,
+    snapshots,
+    validator::{Detach as _, Validator},
+};
 
 /// Blocks whose storing may lag behind their execution.
 const STORING_BEHIND_MAX: u64 = 16;
@@ -50,9 +51,9 @@ pub(super) enum ReadError {
     Batch(#[from] BatchError),
 }
 
-/// Durable, and there until it is removed.
-pub(super) fn held() -> PutOptions {
-    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, leases: None }
+/// Durable, and there until the ledger removes it: nobody else can.
+pub(super) fn kept() -> PutOptions {
+    PutOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, keep: true, leases: None }
 }
 
 /// A blob of one chunk.
@@ -100,18 +101,6 @@ pub(super) async fn batches_of(
     Ok(batches)
 }
 
-/// Executes, wherever it is called.
-pub(super) fn execute_plan(plan: Plan, app: &SharedApplication, lag: u64) -> Done {
-    let mut app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let done = plan.execute(|height, time_ms, transactions| {
-        Ok::<_, std::convert::Infallible>(app.execute(height, time_ms, transactions))
-    });
-    let Ok(mut done) = done;
-    done.note_nonces(|account| app.next_nonce(account));
-    app.forget_before(Height(done.executed().height.0.saturating_sub(lag + VERSIONS_KEPT)));
-    done
-}
-
 /// Stores what is final, in order.
 pub(super) async fn store(this: Rc<Validator>) {
     loop {
@@ -125,7 +114,7 @@ pub(super) async fn store(this: Rc<Validator>) {
         }
         let bytes = Bytes::from(encode(&block, &certificate));
         let address = hash(&bytes);
-        if let Err(error) = this.store.put_verified(address, bytes, held()).await {
+        if let Err(error) = this.store.put_verified(address, bytes, kept()).await {
             return this.fail(format!("block {} is not stored: {error}", block.header.height.0));
         }
         if let Err(error) = this.block_list.push(address).await {
@@ -150,26 +139,52 @@ pub(super) async fn execute(this: Rc<Validator>) {
             Ok(batches) => batches,
             Err(error) => return this.fail(format!("block {} can't be executed: {error}", height.0)),
         };
-        let plan = this.replica.borrow().chain().plan(&block, batches);
-        let (app, lag) = (this.app.clone(), this.genesis.lag);
-        let done = this.executor.run(move || execute_plan(plan, &app, lag)).await;
+        let Executed { done, root } = loop {
+            this.app_is_here().await;
+            let plan = this.replica.borrow().chain().plan(&block, batches.clone());
+            match this.app.execute(plan, this.genesis.lag, this.exporting.get()).await {
+                Ok(executed) => break executed,
+                Err(gone) => this.lost_app(&gone),
+            }
+        };
+        this.app_root.set(root);
         let executed = this.act(|replica, now| replica.executed(now, done));
-        let mut cached = this.batches.borrow_mut();
-        block.batches.iter().for_each(|digest| cached.remove(digest));
-        drop(cached);
+        block.batches.iter().for_each(|digest| this.batches.borrow_mut().remove(digest));
         note(&this, executed);
+        snapshot(&this, height, root);
         this.reach_validators();
         this.publish_role();
+        let supported = this.replica.borrow().chain().validators().err();
+        if let Some(error @ BlockError::NotSupported { .. }) = supported {
+            return this.fail(error.to_string());
+        }
+        // Memory has room for so many that the disk does not have yet.
+        while this.results.unkept().1 {
+            this.outcomes.kept().reach(this.outcomes.kept().get().next()).await;
+        }
     }
 }
 
-fn note(this: &Validator, executed: Executed) {
+/// Makes a snapshot, when it is time for one.
+fn snapshot(this: &Rc<Validator>, height: Height, root: Hash) {
+    let is_due = this.snapshot_heights > 0 && height.0.is_multiple_of(this.snapshot_heights);
+    if is_due && this.exporting.get().is_none() {
+        this.exporting.set(Some(height));
+        let snapshot = this.replica.borrow().chain().snapshot();
+        spawn_local(snapshots::make(this.clone(), snapshot, root)).detach_quietly();
+    }
+}
+
+fn note(this: &Validator, executed: metanode_ledger::Executed) {
     this.counters.transactions.add(executed.outcomes.len() as u64);
     let done = executed.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Done(_))).count();
     this.counters.done.add(done as u64);
     let height = executed.height;
     this.results.add(executed);
     this.executed.set(height);
+    if this.results.unkept().0 {
+        this.outcomes.want(height);
+    }
 }
 
 /// Sends a final block to who is behind.

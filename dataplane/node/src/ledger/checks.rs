@@ -2,7 +2,7 @@
 //!
 //! What comes while others are checked is checked together, which costs half of what one by one does.
 
-use std::{cell::RefCell, io, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, io, rc::Rc};
 
 use bytes::Bytes;
 use metanode_crypto::{Claim, verify_all};
@@ -53,10 +53,36 @@ pub(super) struct Checks {
     _task: Task<()>,
 }
 
+/// Clients' transactions don't stand before validators' batches, however many of them are forged: each round takes some of both.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: RefCell<Vec<Waiting>>,
+    /// Those that a block names first.
+    batches: RefCell<VecDeque<Waiting>>,
+    transactions: RefCell<VecDeque<Waiting>>,
     came: Notify,
+}
+
+impl Queue {
+    /// What is checked next, together.
+    fn next(&self) -> (Vec<Work>, Vec<Slot<Verdict>>) {
+        let of_batches = if self.transactions.borrow().is_empty() { TOGETHER_MAX } else { TOGETHER_MAX / 2 };
+        let mut taken = take(&mut self.batches.borrow_mut(), of_batches);
+        let count: usize = taken.iter().map(|(work, _)| work.count()).sum();
+        taken.extend(take(&mut self.transactions.borrow_mut(), TOGETHER_MAX.saturating_sub(count)));
+        taken.into_iter().unzip()
+    }
+}
+
+/// The first ones, as many as fit; one in any case.
+fn take(waiting: &mut VecDeque<Waiting>, count_max: usize) -> Vec<Waiting> {
+    let mut count = 0;
+    let fits = waiting.iter().take_while(|(work, _)| {
+        let is_first = count == 0;
+        count += work.count();
+        is_first || count <= count_max
+    });
+    let fits = fits.count();
+    waiting.drain(..fits).collect()
 }
 
 impl Checks {
@@ -69,12 +95,22 @@ impl Checks {
 
     /// Places of those whose signature does not hold. They can be read.
     pub(super) async fn transactions(&self, encoded: Bytes) -> Vec<usize> {
-        self.check(Work::Transactions(encoded)).await.bad
+        let slot = Slot::new();
+        self.queue.transactions.borrow_mut().push_back((Work::Transactions(encoded), slot.clone()));
+        self.queue.came.notify();
+        slot.wait().await.bad
     }
 
-    /// Whether a batch's signatures hold, its author's and those in it.
-    pub(super) async fn batch(&self, batch: Batch) -> bool {
-        let verdict = self.check(Work::Batch(batch)).await;
+    /// Whether a batch's signatures hold, its author's and those in it. One that a block names is checked before others.
+    pub(super) async fn batch(&self, batch: Batch, is_named: bool) -> bool {
+        let slot = Slot::new();
+        let waiting = (Work::Batch(batch), slot.clone());
+        match is_named {
+            true => self.queue.batches.borrow_mut().push_front(waiting),
+            false => self.queue.batches.borrow_mut().push_back(waiting),
+        }
+        self.queue.came.notify();
+        let verdict = slot.wait().await;
         verdict.is_signed && verdict.bad.is_empty()
     }
 
@@ -87,28 +123,11 @@ impl Checks {
     pub(super) async fn beside<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {
         self.companion.run(job).await
     }
-
-    async fn check(&self, work: Work) -> Verdict {
-        let slot = Slot::new();
-        self.queue.waiting.borrow_mut().push((work, slot.clone()));
-        self.queue.came.notify();
-        slot.wait().await
-    }
 }
 
 async fn work(chain: ChainId, companion: Rc<Companion>, queue: Rc<Queue>) {
     loop {
-        let (works, slots): (Vec<Work>, Vec<Slot<Verdict>>) = {
-            let mut waiting = queue.waiting.borrow_mut();
-            let mut count = 0;
-            let fits = waiting.iter().take_while(|(work, _)| {
-                let is_first = count == 0;
-                count += work.count();
-                is_first || count <= TOGETHER_MAX
-            });
-            let fits = fits.count();
-            waiting.drain(..fits).unzip()
-        };
+        let (works, slots) = queue.next();
         if works.is_empty() {
             queue.came.wait().await;
             continue;

@@ -3,7 +3,9 @@
 //! ```text
 //! DIR/ledger/chain        the chain's identity, in hexadecimal: what the folder is of
 //! DIR/ledger/blocks       addresses of the blocks' blobs, by height from 1
-//! DIR/ledger/batches      addresses of batches that no block named when they came
+//! DIR/ledger/batches-N    addresses of batches that no block named when they came; the highest N has all that matter
+//! DIR/ledger/snapshot-H   what the blocks up to height H come to, see `snapshots`
+//! DIR/ledger/outcomes/    what became of transactions, see `outcomes`
 //! DIR/ledger/sign/        the sign state, see `metanode-wal`
 //! entry of a list:        address 32 | first 8 of BLAKE3(chain 32 | place u64 | address 32)
 //! ```
@@ -12,9 +14,10 @@
 //! others, a batch from those who name it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -73,25 +76,80 @@ impl Addresses {
         run_blocking(move || file.write_at(&entry, place * ENTRY as u64)).await
     }
 
-    /// Puts others in place of all that are in it.
-    pub(super) async fn replace(&self, addresses: &[Hash]) -> io::Result<()> {
-        let bytes: Vec<u8> =
-            addresses.iter().enumerate().flat_map(|(place, it)| entry(&self.chain, place as u64, it)).collect();
-        self.count.set(addresses.len() as u64);
-        let file = self.file.clone();
-        run_blocking(move || {
-            file.write_at(&bytes, 0)?;
-            file.set_size(bytes.len() as u64)?;
-            file.sync()
-        })
-        .await
-    }
-
     /// Makes all of them survive a crash of the machine.
     pub(super) async fn sync(&self) -> io::Result<()> {
         let file = self.file.clone();
         run_blocking(move || file.sync()).await
     }
+}
+
+/// Batches that no block named when they came. The list begins anew now and then, so that it does not grow for ever: with those that are open
+/// then.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    folder: PathBuf,
+    chain: ChainId,
+    now: RefCell<(u64, Rc<Addresses>)>,
+}
+
+const ARRIVALS: &str = "batches-";
+
+impl Arrivals {
+    /// Opens the lists of a folder; what is in them.
+    pub(super) async fn open(folder: &Path, chain: ChainId) -> io::Result<(Self, Vec<Hash>)> {
+        let numbers = numbers(folder.to_owned(), ARRIVALS).await?;
+        let mut all = Vec::new();
+        for number in &numbers {
+            all.extend(Addresses::open(folder.join(format!("{ARRIVALS}{number}")), chain).await?.1);
+        }
+        all.sort_unstable();
+        all.dedup();
+        let next = numbers.last().map_or(1, |last| last + 1);
+        let list = Self::begin(folder, chain, next).await?;
+        Ok((Self { folder: folder.to_owned(), chain, now: RefCell::new((next, Rc::new(list))) }, all))
+    }
+
+    async fn begin(folder: &Path, chain: ChainId, number: u64) -> io::Result<Addresses> {
+        Ok(Addresses::open(folder.join(format!("{ARRIVALS}{number}")), chain).await?.0)
+    }
+
+    /// One has come, and is on disk.
+    pub(super) async fn push(&self, digest: Hash) -> io::Result<()> {
+        loop {
+            let (number, list) = self.now.borrow().clone();
+            list.push(digest).await?;
+            // Into the next one too, if that was begun meanwhile without it.
+            if self.now.borrow().0 == number {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins a list with those that are open now, and removes the ones before: what they have beyond that is named by a block, or over.
+    pub(super) async fn begin_anew(&self, open: impl FnOnce() -> Vec<Hash>) -> io::Result<()> {
+        let number = self.now.borrow().0 + 1;
+        let list = Rc::new(Self::begin(&self.folder, self.chain, number).await?);
+        *self.now.borrow_mut() = (number, list.clone());
+        for digest in open() {
+            list.push(digest).await?;
+        }
+        list.sync().await?;
+        let old = numbers(self.folder.clone(), ARRIVALS).await?.into_iter().filter(|old| *old < number);
+        let paths: Vec<PathBuf> = old.map(|old| self.folder.join(format!("{ARRIVALS}{old}"))).collect();
+        run_blocking(move || paths.iter().try_for_each(fs::remove_file)).await
+    }
+}
+
+/// The numbers behind `prefix` in the names of a folder's files, the lowest first.
+pub(super) async fn numbers(folder: PathBuf, prefix: &'static str) -> io::Result<Vec<u64>> {
+    run_blocking(move || {
+        let names = fs::names(&folder)?;
+        let number = |name: &std::ffi::OsString| name.to_str()?.strip_prefix(prefix)?.parse::<u64>().ok();
+        let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    })
+    .await
 }
 
 /// How many addresses a list of so many bytes has at most.

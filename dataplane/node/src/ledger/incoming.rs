@@ -16,7 +16,7 @@ use metanode_wire::{
 use super::{
     batches,
     blocks::whole,
-    links::{Heard, read_frame},
+    links::read_frame,
     route::LedgerRoute,
     validator::{Detach as _, Progress, Validator},
 };
@@ -93,6 +93,7 @@ impl Drop for Member {
             all.retain(|connection| connection.id() != self.id);
             if all.is_empty() {
                 incoming.remove(&self.key);
+                self.validator.links.left(&self.key);
             }
         }
     }
@@ -156,8 +157,6 @@ async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
                 yield_now().await; // others' turn: it may go on for a whole window
                 continue;
             }
-            // Who is not known to vote yet, and perhaps will soon: it says it again. An answer would find nobody who reads it.
-            Kind::PeerMessage | Kind::PeerBatch if peer.is_greeted.get() => continue,
             Kind::PeerBatch if peer.may_speak() => {
                 let place = peer.batches.enter().await;
                 let (peer, body, number) = (peer.clone(), frame.body, peer.came.get());
@@ -169,6 +168,8 @@ async fn stream(peer: Rc<Peer>, mut send: SendStream, mut recv: RecvStream) {
                 .detach_quietly();
                 continue;
             }
+            // Who is not known to vote yet, and perhaps will soon: it says it again. An answer would find nobody who reads it.
+            Kind::PeerMessage | Kind::PeerBatch if peer.is_greeted.get() => continue,
             Kind::BlockGet | Kind::BatchGet if !(peer.may_read || peer.is_greeted.get()) => {
                 Err(RefusalCode::Forbidden.into())
             }
@@ -215,7 +216,7 @@ fn hello(peer: &Peer, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Refusal> {
     }
     peer.is_greeted.set(true);
     let latest = this.replica.borrow().chain().system().latest().clone();
-    this.links.hear(&ticket, Heard::FromItself);
+    this.links.greeted(&ticket);
     this.links.reach(&latest);
     let peers = this.links.tickets(&latest).iter().map(Ticket::to_string).collect();
     encode(out, frame.request, &PeerWelcome { height: this.decided.get().0, peers }, 0);

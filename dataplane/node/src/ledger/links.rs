@@ -35,7 +35,7 @@ const MESSAGES_BYTES_MAX: usize = 4 << 20;
 const BATCHES_BYTES_MAX: usize = 32 << 20;
 
 /// Nodes that are remembered in case they become validators.
-const HEARD_MAX: usize = 4 * VALIDATORS_MAX;
+const TOLD_MAX: usize = 4 * VALIDATORS_MAX;
 
 /// Pauses between two attempts to connect.
 const DIAL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -73,18 +73,11 @@ pub(super) struct Links {
     validator: RefCell<Weak<Validator>>,
     /// Those of the configuration.
     configured: BTreeSet<NodeKey>,
-    /// How nodes are reached that have greeted, or that others have told of, whether they are validators or not.
-    heard: RefCell<ByKey<(Heard, Ticket)>>,
+    /// How those are reached who have greeted and are connected, whether they are validators or not.
+    greeted: RefCell<ByKey<Ticket>>,
+    /// How those are reached that others have told of.
+    told: RefCell<ByKey<Ticket>>,
     counters: Arc<LedgerCounters>,
-}
-
-/// How it is known how somebody is reached; the later is the better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Heard {
-    /// Another one says so.
-    FromOthers,
-    /// It says so itself, and has proven to be itself.
-    FromItself,
 }
 
 /// To one validator.
@@ -128,7 +121,8 @@ impl Links {
             links: RefCell::default(),
             validator: RefCell::default(),
             configured: peers.iter().map(|peer| peer.node).collect(),
-            heard: RefCell::default(),
+            greeted: RefCell::default(),
+            told: RefCell::default(),
             counters,
         };
         peers.iter().for_each(|peer| this.add(peer));
@@ -172,17 +166,27 @@ impl Links {
         }
     }
 
-    /// Somebody is reached like this. Of strangers no more are remembered than there can be validators, several times over.
-    pub(super) fn hear(&self, ticket: &Ticket, from: Heard) {
-        let mut heard = self.heard.borrow_mut();
-        let is_better = heard.get(&ticket.node).is_none_or(|(known, _)| from >= *known);
-        if is_better && (heard.len() < HEARD_MAX || heard.contains_key(&ticket.node)) {
-            heard.insert(ticket.node, (from, ticket.clone()));
-        }
-        drop(heard);
-        if from == Heard::FromItself && self.links.borrow().contains_key(&ticket.node) {
+    /// Somebody says how it is reached, and has proven to be itself. That is known as long as it is connected.
+    pub(super) fn greeted(&self, ticket: &Ticket) {
+        self.greeted.borrow_mut().insert(ticket.node, ticket.clone());
+        if self.links.borrow().contains_key(&ticket.node) {
             self.add(ticket);
         }
+    }
+
+    /// The last connection of somebody has ended.
+    pub(super) fn left(&self, key: &NodeKey) {
+        self.greeted.borrow_mut().remove(key);
+    }
+
+    /// Others say how somebody is reached. No more are remembered than there can be validators, several times over; those who are none go first.
+    pub(super) fn told(&self, ticket: &Ticket, validators: &ValidatorSet) {
+        let mut told = self.told.borrow_mut();
+        if told.len() >= TOLD_MAX && !told.contains_key(&ticket.node) {
+            let Some(other) = told.keys().find(|key| !validators.contains(key)).copied() else { return };
+            told.remove(&other);
+        }
+        told.insert(ticket.node, ticket.clone());
     }
 
     /// Connects to those of a set that it knows how to reach.
@@ -191,7 +195,8 @@ impl Links {
             if self.links.borrow().contains_key(key) {
                 continue;
             }
-            let ticket = self.heard.borrow().get(key).map(|(_, ticket)| ticket.clone());
+            let ticket = self.greeted.borrow().get(key).cloned();
+            let ticket = ticket.or_else(|| self.told.borrow().get(key).cloned());
             ticket.into_iter().for_each(|ticket| self.add(&ticket));
         }
     }
@@ -350,7 +355,8 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
             match timeout(DIAL_TIME_MAX, greet(&dialling, &link.key, address)).await {
                 Ok(Ok((connection, send, peers))) => {
                     if let Some(validator) = validator.upgrade() {
-                        peers.iter().for_each(|peer| validator.links.hear(peer, Heard::FromOthers));
+                        let latest = validator.replica.borrow().chain().system().latest().clone();
+                        peers.iter().for_each(|peer| validator.links.told(peer, &latest));
                         validator.reach_validators();
                     }
                     pause = least;

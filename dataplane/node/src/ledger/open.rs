@@ -1,4 +1,4 @@
-//! A ledger's folder is opened, and its chain executed from the beginning.
+//! A ledger's folder is opened, and its chain executed from a snapshot or from the beginning.
 
 use std::{
     collections::HashSet,
@@ -6,30 +6,32 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use metanode_application::{Application, Reference};
 use metanode_crypto::{Identity, tls};
 use metanode_ibft::{Certificate, ChainId, Height, Record};
 use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError};
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_quic::{Datagram, Endpoint, PortGroup};
 use metanode_replica::{Config as ReplicaConfig, Replica};
-use metanode_shard::{Companion, ShardCount, ShardId, fs, mesh::Mesh, now, spawn_local, unix_ms};
+use metanode_shard::{ShardCount, ShardId, fs, mesh::Mesh, now, sleep, spawn_local, unix_ms};
 use metanode_store::{Store, StoreError};
 use metanode_types::{Hash, NodeKey};
 use metanode_wal::{FILE_BYTES, Opened, Opening, SignState, Wal, WalError};
 use metanode_wire::Ticket;
 
 use super::{
-    blocks::{ReadError, batches_of, execute_plan, read, whole},
+    application::{self, App, Watch},
+    blocks::{batches_of, whole},
     checks::Checks,
-    files::{self, Addresses},
+    files::{self, Addresses, Arrivals},
     links::{Dialling, Links},
+    outcomes::Outcomes,
+    replay::{DIAL_PAUSE, ReplayError, Replayed, Sources},
     results::Results,
-    validator::{Counting, Detach as _, Parts, SharedApplication, Validator, clock},
+    validator::{Counting, Detach as _, Parts, Validator, clock},
     voice::{self, Said},
 };
 use crate::{
@@ -89,6 +91,9 @@ pub enum LedgerError {
         /// What.
         what: &'static str,
     },
+    /// The application in this process does not do what it should.
+    #[error("the application: {0}")]
+    Application(String),
     /// A block that is stored can't be read.
     #[error("block {height}: {why}")]
     Block {
@@ -123,9 +128,17 @@ pub(crate) struct LedgerSeed {
     listen: SocketAddr,
     ticket: Ticket,
     counters: Arc<LedgerCounters>,
+    /// Of an application in a process of its own.
+    socket: Option<PathBuf>,
+    watch: Arc<Watch>,
 }
 
 impl LedgerSeed {
+    /// What is to be seen of its application.
+    pub(crate) fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
+    }
+
     /// What it will count.
     pub(crate) fn counters(&self) -> Arc<LedgerCounters> {
         self.counters.clone()
@@ -181,7 +194,14 @@ pub(crate) fn prepare(
         listen: config.quic.listen,
         ticket,
         counters: Arc::default(),
+        socket: application_socket(data, &config.ledger),
+        watch: Arc::default(),
     }))
+}
+
+/// Where the application of a data folder's node listens, if it is a process of its own.
+pub fn application_socket(data: &DataFolder, config: &LedgerConfig) -> Option<PathBuf> {
+    (!config.application.is_empty()).then(|| data.path().join(&config.application))
 }
 
 fn is_begun(sign_folder: &Path) -> bool {
@@ -210,25 +230,24 @@ pub fn begin_sign_state(data: &DataFolder, genesis: &Genesis) -> Result<(), Ledg
 }
 
 /// What the chain of a folder comes to.
-struct Replayed {
-    chain: Chain,
-    app: SharedApplication,
+struct Executed {
+    replayed: Replayed,
     results: Results,
-    /// Digests that blocks have named.
-    named: HashSet<Hash>,
     /// Blocks that the sign state has decided, and the store does not have.
     unstored: Vec<(Block, Certificate)>,
 }
 
 /// Starts a ledger on this shard: its chain is executed first.
 pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator>, LedgerError> {
-    let LedgerSeed { genesis, folder, identity, sign, config, crypto, quic, listen, ticket, counters } = seed;
+    let LedgerSeed { genesis, folder, identity, sign, config, crypto, quic, listen, ticket, counters, socket, watch } =
+        seed;
     let (id, began) = (genesis.chain(), now());
-    let (blocks_path, batches_path) = (folder.join("blocks"), folder.join("batches"));
+    let blocks_path = folder.join("blocks");
     let (block_list, addresses) =
         Addresses::open(blocks_path.clone(), id).await.map_err(io_error("open", &blocks_path))?;
-    let (batch_list, arrived) =
-        Addresses::open(batches_path.clone(), id).await.map_err(io_error("open", &batches_path))?;
+    let (arrivals, arrived) = Arrivals::open(&folder, id).await.map_err(io_error("open lists in", &folder))?;
+    let outcomes_path = folder.join("outcomes");
+    let outcomes = Outcomes::open(outcomes_path.clone(), id).await.map_err(io_error("open", &outcomes_path))?;
     let sign_folder = files::sign_folder(&folder);
     let (wal, said) = match sign {
         None => (None, Said::default()),
@@ -238,20 +257,34 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
             (Some(Wal::start(opening)?), said)
         }
     };
-    let executor = Companion::start("execute", 1).map_err(io_error("start a thread for", &folder))?;
+    let owner = application::owner_of(&folder).map_err(io_error("look at", &folder))?;
+    let app = App::start(socket, owner, watch.clone()).map_err(io_error("start a thread for", &folder))?;
     let checks = Checks::start(id).map_err(io_error("start a thread for", &folder))?;
 
-    let opened = replay(&genesis, &store, &executor, &addresses, &said, config.outcomes_max as usize).await?;
+    let sources = Sources {
+        genesis: &genesis,
+        folder: &folder,
+        store: &store,
+        app: &app,
+        addresses: &addresses,
+        snapshots_up_to: outcomes.kept().get(),
+    };
+    let opened = execute_all(&sources, &outcomes, &said, config.outcomes_max as usize, &watch).await?;
+    watch.set_waits(None);
+    let Executed { replayed: Replayed { chain, root, named, from }, results, unstored } = opened;
+    if let Err(source @ BlockError::NotSupported { .. }) = chain.validators() {
+        return Err(LedgerError::DoesNotFollow { height: chain.tip().height.next().0, source });
+    }
     let mut silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
-    let next = opened.chain.tip().height.next().0;
+    let next = chain.tip().height.next().0;
     let votes_from = (silent.is_none() && said.height > next).then_some(Height(said.height));
     if votes_from.is_some() {
         let ahead = format!("its sign state is about height {}, the chain here ends before {next}", said.height);
         silent = Some(format!("{ahead}: it votes once it is as far"));
     }
-    let batches = open_batches(&store, &opened, &arrived).await;
-    let digests: Vec<Hash> = batches.iter().map(Batch::digest).collect();
-    batch_list.replace(&digests).await.map_err(io_error("write", &batches_path))?;
+    let batches = open_batches(&store, &chain, &named, &arrived).await;
+    let digests = || batches.iter().map(Batch::digest).collect();
+    arrivals.begin_anew(digests).await.map_err(io_error("write lists in", &folder))?;
 
     let endpoint = dialling_endpoint(listen, quic).map_err(io_error("make a socket for", &folder))?;
     let dialling = Dialling { endpoint, identity: identity.clone(), crypto, ticket, chain: id };
@@ -259,7 +292,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     let replica = Replica::restore(
         replica_config(&config, identity.public(), Rc::new(Counting(counters.clone()))),
         &genesis,
-        opened.chain,
+        chain,
         &batches,
         &said.records,
         silent.is_none(),
@@ -269,8 +302,8 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         tracing::warn!("this node says nothing on the chain: {why}");
     }
     tracing::info!(
-        chain = %Hash(id.0), name = genesis.name, height = replica.chain().tip().height.0, batches = batches.len(),
-        "the ledger is open, after {:.1} s", (now() - began).as_secs_f64()
+        chain = %Hash(id.0), name = genesis.name, snapshot = from.0, height = replica.chain().tip().height.0,
+        batches = batches.len(), "the ledger is open, after {:.1} s", (now() - began).as_secs_f64()
     );
     let this = Validator::new(Parts {
         genesis,
@@ -279,21 +312,24 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         replica,
         wal,
         said: said.raw,
-        app: opened.app,
-        executor,
+        app,
+        root,
         checks,
         block_list,
-        batch_list,
+        arrivals,
         block_addresses: addresses,
         links,
-        results: opened.results,
+        results,
+        outcomes,
+        folder,
+        snapshot_heights: config.snapshot_heights,
         silent,
         began,
         counters,
         votes_from,
     });
     batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
-    this.to_store.borrow_mut().extend(opened.unstored);
+    this.to_store.borrow_mut().extend(unstored);
     this.run();
     this.links.start(&this);
     Ok(this)
@@ -328,43 +364,72 @@ fn reason_for_silence(has_sign_state: bool, said: &Said, stored: u64) -> Option<
     })
 }
 
-/// Executes what is stored, and what the sign state has decided beyond that.
-async fn replay(
-    genesis: &Genesis,
-    store: &Store,
-    executor: &Companion,
-    addresses: &[Hash],
+/// Executes what is stored, and what the sign state has decided beyond that. Waits for the application.
+async fn execute_all(
+    sources: &Sources<'_>,
+    outcomes: &Outcomes,
     said: &Said,
     outcomes_max: usize,
-) -> Result<Replayed, LedgerError> {
-    let reference = Reference::new(genesis);
-    let root = reference.executed().1;
-    let mut this = Replayed {
-        chain: Chain::new(genesis, &root),
-        app: Arc::new(Mutex::new(Box::new(reference))),
-        results: Results::new(outcomes_max, secret()?),
-        named: HashSet::new(),
-        unstored: Vec::new(),
-    };
-    for address in addresses {
-        let height = this.chain.tip().height.next().0;
-        let failed = |error: ReadError| LedgerError::Block { height, why: error.to_string() };
-        let (block, _) = read(store, *address).await.map_err(failed)?;
-        follow(&mut this, genesis, store, executor, &block).await?;
+    watch: &Watch,
+) -> Result<Executed, LedgerError> {
+    loop {
+        let gone = match try_to_execute_all(sources, outcomes, said, outcomes_max).await {
+            Ok(executed) => return Ok(executed),
+            Err(ReplayError::Ledger(error)) => return Err(error),
+            Err(ReplayError::Gone(gone)) => gone,
+        };
+        let Some(socket) = sources.app.socket() else { return Err(LedgerError::Application(gone.0)) };
+        if watch.waits().as_ref() != Some(&gone.0) {
+            tracing::warn!(socket = %socket.display(), "the ledger waits for its application: {}", gone.0);
+            watch.set_waits(Some(gone.0));
+        }
+        sleep(DIAL_PAUSE).await;
     }
+}
+
+async fn try_to_execute_all(
+    sources: &Sources<'_>,
+    outcomes: &Outcomes,
+    said: &Said,
+    outcomes_max: usize,
+) -> Result<Executed, ReplayError> {
+    sources.app.connect(sources.genesis.chain()).await?;
+    let mut replayed = sources.begin().await?;
+    let results = Results::new(outcomes_max, outcomes.kept().get(), secret()?);
+    let stored = Height(sources.addresses.len() as u64);
+    let note = async |executed| take(&results, outcomes, executed, sources.folder).await;
+    sources.follow_stored(&mut replayed, stored, note).await?;
+    let mut unstored = Vec::new();
     for record in &said.records {
         if let Record::Decision(decided) = record
-            && decided.0.header.height == this.chain.tip().height.next()
+            && decided.0.header.height == replayed.chain.tip().height.next()
         {
             // It was decided by one who had all batches, or is to get them: then others have them still.
-            if batches_of(store, &decided.0, |_| None).await.is_err() {
+            if batches_of(sources.store, &decided.0, |_| None).await.is_err() {
                 break;
             }
-            follow(&mut this, genesis, store, executor, &decided.0).await?;
-            this.unstored.push((**decided).clone());
+            let executed = sources.follow(&mut replayed, &decided.0).await?;
+            take(&results, outcomes, executed, sources.folder).await?;
+            unstored.push((**decided).clone());
         }
     }
-    Ok(this)
+    Ok(Executed { replayed, results, unstored })
+}
+
+/// Notes what became of transactions, on disk if there are many.
+async fn take(
+    results: &Results,
+    outcomes: &Outcomes,
+    executed: metanode_ledger::Executed,
+    folder: &Path,
+) -> Result<(), LedgerError> {
+    let height = executed.height;
+    results.add(executed);
+    if results.unkept().0 {
+        outcomes.want(height);
+        outcomes.keep_wanted(results).await.map_err(io_error("write outcomes in", folder))?;
+    }
+    Ok(())
 }
 
 /// A number that nobody else knows.
@@ -374,38 +439,21 @@ fn secret() -> Result<u64, LedgerError> {
     Ok(u64::from_le_bytes(secret))
 }
 
-async fn follow(
-    this: &mut Replayed,
-    genesis: &Genesis,
-    store: &Store,
-    executor: &Companion,
-    block: &Block,
-) -> Result<(), LedgerError> {
-    let height = this.chain.tip().height.next().0;
-    let batches = batches_of(store, block, |_| None).await;
-    let batches = batches.map_err(|error| LedgerError::Block { height, why: error.to_string() })?;
-    let facts: Vec<_> = batches.iter().map(Batch::facts).collect();
-    this.chain.check(block, &facts).map_err(|source| LedgerError::DoesNotFollow { height, source })?;
-    this.chain.decided(block, &facts);
-    this.named.extend(&block.batches);
-    let (plan, app, lag) = (this.chain.plan(block, batches), this.app.clone(), genesis.lag);
-    let done = executor.run(move || execute_plan(plan, &app, lag)).await;
-    let executed = this.chain.executed(done);
-    this.results.add(executed);
-    Ok(())
-}
-
 /// Batches that no block has named yet and one may name still. The others are removed, as far as no block has named them.
-async fn open_batches(store: &Store, opened: &Replayed, arrived: &[Hash]) -> Vec<Batch> {
+async fn open_batches(store: &Store, chain: &Chain, named: &HashSet<Hash>, arrived: &[Hash]) -> Vec<Batch> {
     let mut open = Vec::new();
-    for digest in arrived.iter().filter(|digest| !opened.named.contains(*digest)) {
+    for digest in arrived.iter().filter(|digest| !named.contains(*digest)) {
         let Ok(bytes) = whole(store, *digest).await else { continue };
         let Ok(batch) = Batch::decode(bytes) else { continue };
-        if opened.chain.check_batch(digest, &batch.facts()).is_ok() {
-            open.push(batch);
-            continue;
+        match chain.check_batch(digest, &batch.facts()) {
+            Ok(()) => {
+                open.push(batch);
+                continue;
+            }
+            Err(BlockError::OrderedBefore(_)) => continue,
+            Err(_) => {}
         }
-        match store.remove(*digest).await {
+        match store.remove_kept(*digest).await {
             Ok(()) | Err(StoreError::NotFound) => {}
             Err(error) => tracing::warn!("batch {digest} is not removed: {error}"),
         }

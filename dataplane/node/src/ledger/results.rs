@@ -1,11 +1,11 @@
-//! What became of transactions, as long as it is in memory.
+//! What became of the latest transactions, in memory; of earlier ones see `outcomes`.
 
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque, hash_map::Entry},
     hash::{BuildHasher, Hasher},
     pin::Pin,
-    rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -66,8 +66,12 @@ pub(super) struct Results(RefCell<Inner>);
 #[derive(Debug)]
 struct Inner {
     outcomes_max: usize,
+    /// Outcomes up to this height are on disk too.
+    kept: Height,
+    /// Outcomes of later heights.
+    unkept: usize,
     /// By height, the latest last; they follow each other.
-    blocks: VecDeque<Rc<Executed>>,
+    blocks: VecDeque<Arc<Executed>>,
     count: usize,
     /// Where a transaction is: its block, and its place there.
     places: ByName<(Height, u32)>,
@@ -78,10 +82,13 @@ struct Inner {
 }
 
 impl Results {
-    pub(super) fn new(outcomes_max: usize, secret: u64) -> Self {
+    /// None yet. At most `outcomes_max` stay, and those that are not on disk yet; outcomes up to `kept` are.
+    pub(super) fn new(outcomes_max: usize, kept: Height, secret: u64) -> Self {
         let secret = Secret(secret);
         Self(RefCell::new(Inner {
             outcomes_max,
+            kept,
+            unkept: 0,
             blocks: VecDeque::new(),
             count: 0,
             places: HashMap::with_hasher(secret.clone()),
@@ -124,19 +131,47 @@ impl Results {
             }
         }
         this.count += executed.outcomes.len();
-        this.blocks.push_back(Rc::new(executed));
-        while this.count > this.outcomes_max && this.blocks.len() > 1 {
-            let oldest = this.blocks.pop_front().expect("there are two at least");
-            this.count -= oldest.outcomes.len();
-            for (id, _) in &oldest.outcomes {
-                if this.places.get(id).is_some_and(|(at, _)| *at == oldest.height) {
-                    this.places.remove(id);
-                }
-            }
+        if height > this.kept {
+            this.unkept += executed.outcomes.len();
         }
+        this.blocks.push_back(Arc::new(executed));
+        this.forget();
         if height.0.is_multiple_of(EXPIRY_PERIOD) {
             this.waiting.retain(|_, expiry| *expiry > height);
         }
+    }
+
+    /// Outcomes of these heights, as far as they are here, of so many transactions or of one block.
+    pub(super) fn blocks(&self, from: Height, to: Height, transactions_max: usize) -> Vec<Arc<Executed>> {
+        let this = self.0.borrow();
+        let mut found: Vec<Arc<Executed>> = Vec::new();
+        let mut count = 0;
+        for block in this.blocks.iter().skip_while(|block| block.height < from).take_while(|block| block.height <= to) {
+            count += block.outcomes.len();
+            if count > transactions_max && !found.is_empty() {
+                break;
+            }
+            found.push(block.clone());
+        }
+        found
+    }
+
+    /// Outcomes up to a height are on disk.
+    pub(super) fn kept_up_to(&self, height: Height) {
+        let mut this = self.0.borrow_mut();
+        let of_block = |block: &Arc<Executed>| block.outcomes.len();
+        let before = this.kept;
+        let newly = this.blocks.iter().filter(|block| block.height > before && block.height <= height);
+        let newly: usize = newly.map(of_block).sum();
+        this.unkept -= newly;
+        this.kept = height;
+        this.forget();
+    }
+
+    /// Whether so many are not on disk that they should be put there, and whether they are too many.
+    pub(super) fn unkept(&self) -> (bool, bool) {
+        let this = self.0.borrow();
+        (this.unkept >= (this.outcomes_max / 4).min(RUN), this.unkept > this.outcomes_max)
     }
 
     /// What is known of a transaction.
@@ -150,7 +185,7 @@ impl Results {
     }
 
     /// The outcomes of a block, if they are kept.
-    pub(super) fn block(&self, height: Height) -> Option<Rc<Executed>> {
+    pub(super) fn block(&self, height: Height) -> Option<Arc<Executed>> {
         let this = self.0.borrow();
         let first = this.blocks.front()?.height;
         this.blocks.get(usize::try_from(height.0.checked_sub(first.0)?).ok()?).cloned()
@@ -200,10 +235,26 @@ impl Drop for Asking<'_> {
     }
 }
 
+/// Outcomes that are put on disk together, if memory has room for four times as many.
+const RUN: usize = 1 << 18;
+
 /// How many blocks apart it is looked for those that wait for ever.
 const EXPIRY_PERIOD: u64 = 64;
 
 impl Inner {
+    /// Forgets what is too much and on disk.
+    fn forget(&mut self) {
+        while self.count > self.outcomes_max && self.blocks.len() > 1 && self.blocks[0].height <= self.kept {
+            let oldest = self.blocks.pop_front().expect("there are two at least");
+            self.count -= oldest.outcomes.len();
+            for (id, _) in &oldest.outcomes {
+                if self.places.get(id).is_some_and(|(at, _)| *at == oldest.height) {
+                    self.places.remove(id);
+                }
+            }
+        }
+    }
+
     fn of(&self, id: &TransactionId) -> Option<Known> {
         if let Some((height, place)) = self.places.get(id) {
             let first = self.blocks.front().expect("a place is in a block").height;
@@ -231,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_latest_are_kept_and_what_was_executed_beats_what_was_skipped() {
-        let results = Results::new(3, 7);
+        let results = Results::new(3, Height(0), 7);
         results.waits(id(1), Height(9));
         assert_eq!(results.of(&id(1)), Some(Known::Waits));
         let skipped = Outcome::Skipped(Code::NONCE_TOO_HIGH);
@@ -242,6 +293,13 @@ mod tests {
         let late = Outcome::Skipped(Code::NONCE_USED);
         results.add(executed(3, vec![(id(1), late)]));
         assert_eq!(results.of(&id(1)), Some(Known::Executed(Height(2), Outcome::DONE)));
+        assert!(results.block(Height(1)).is_some(), "it is not on disk yet");
+        assert_eq!(results.unkept(), (true, true));
+        let of = |blocks: Vec<Arc<Executed>>| blocks.iter().map(|block| block.height.0).collect::<Vec<_>>();
+        assert_eq!(of(results.blocks(Height(2), Height(3), 10)), [2, 3]);
+        assert_eq!(of(results.blocks(Height(1), Height(3), 1)), [1], "one in any case");
+        results.kept_up_to(Height(2));
+        assert_eq!(results.unkept(), (true, false));
         assert_eq!((results.of(&id(2)), results.block(Height(1))), (None, None), "too long ago");
         assert_eq!(results.block(Height(3)).unwrap().outcomes, [(id(1), late)]);
         assert_eq!(results.block(Height(4)), None);

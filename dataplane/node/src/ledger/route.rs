@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -25,10 +26,11 @@ use rustc_hash::FxHashMap;
 
 use super::{
     answer::answer,
+    application::Watch,
     incoming::not_ready,
     open::LedgerError,
     submit::Sender,
-    validator::{Detach as _, Progress, Validator},
+    validator::{Detach as _, Progress, Validator, away},
 };
 
 /// Messages that may wait between two shards.
@@ -84,6 +86,7 @@ pub(crate) struct LedgerRoute {
     here: OnceCell<Rc<Validator>>,
     /// Why it is not.
     broken: OnceCell<String>,
+    watch: OnceCell<Arc<Watch>>,
     /// 1 once the node is stopping.
     stopping: Progress,
 }
@@ -97,6 +100,7 @@ impl LedgerRoute {
             waiting: RefCell::default(),
             here: OnceCell::new(),
             broken: OnceCell::new(),
+            watch: OnceCell::new(),
             stopping: Progress::default(),
         });
         spawn_local(receive(this.clone())).detach_quietly();
@@ -114,6 +118,21 @@ impl LedgerRoute {
     pub(crate) fn set_broken(&self, error: &LedgerError) {
         tracing::error!("the ledger can't be opened: {error}");
         self.broken.get_or_init(|| error.to_string());
+    }
+
+    /// A ledger is being opened here, whose application is to be seen by this.
+    pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
+        self.watch.get_or_init(|| watch);
+    }
+
+    /// The shard ends, and with it the ledger, also one that is being opened.
+    pub(crate) fn stop(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.end();
+        }
+        if let Some(ledger) = self.here() {
+            ledger.stop();
+        }
     }
 
     /// The ledger, when it is on this shard and ready.
@@ -156,7 +175,10 @@ impl LedgerRoute {
             Some(validator) => answer(&validator, request).await,
             None => Err(match self.broken.get() {
                 Some(why) => Refusal::new(RefusalCode::Storage, format!("the ledger can't be opened: {why}")),
-                None => not_ready(),
+                None => match self.watch.get().and_then(|watch| watch.waits()) {
+                    Some(why) => away(&why),
+                    None => not_ready(),
+                },
             }),
         }
     }

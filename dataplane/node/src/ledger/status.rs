@@ -26,8 +26,8 @@ pub(super) fn status(this: &Validator) -> LedgerStatusReply {
         (Role::Stopped, why.clone())
     } else if !validators.contains(&this.me()) {
         (Role::Observes, "this node's key is not a validator's".to_owned())
-    } else if let Some(why) = &*this.silent.borrow() {
-        (Role::Silent, why.clone())
+    } else if let Some(why) = this.silence() {
+        (Role::Silent, why)
     } else {
         (Role::Votes, String::new())
     };

@@ -11,7 +11,10 @@ use metanode_shard::{now, timeout};
 use metanode_types::{NodeKey, limits::SUBMIT_TRANSACTIONS_MAX};
 use metanode_wire::{Refusal, RefusalCode, TransactionRefusal, message::TransactionRefused};
 
-use super::{checks::all_of, validator::Validator};
+use super::{
+    checks::all_of,
+    validator::{Validator, away},
+};
 
 /// How long a request waits for room, before what does not fit is refused as busy.
 const ROOM_TIME_MAX: Duration = Duration::from_secs(2);
@@ -58,7 +61,7 @@ pub(super) async fn submit(
     }
     let mut executed: Vec<u64> = vec![0; count];
     if all_of(&encoded).any(|transaction| transaction.kind == Kind::Application) {
-        for (place, answer) in ask_application(this, encoded.clone()).await.into_iter().enumerate() {
+        for (place, answer) in ask_application(this, &encoded).await?.into_iter().enumerate() {
             match answer {
                 Ok(nonce) => executed[place] = nonce,
                 Err(code) => _ = refusals[place].get_or_insert(TransactionRefusal::Application(code.0)),
@@ -85,26 +88,41 @@ pub(super) async fn submit(
     Ok(messages(&refusals))
 }
 
-/// What the application says to transactions: the nonce that each one's account is to use next, or why not.
-async fn ask_application(this: &Validator, encoded: Bytes) -> Vec<Result<u64, Code>> {
-    let app = this.app.clone();
-    let ask = move || {
-        let app = app.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let of = |transaction: Transaction<'_>| match transaction.kind {
-            Kind::Application => match app.check(&transaction) {
-                Ok(()) => Ok(app.next_nonce(&transaction.account)),
-                Err(code) => Err(code),
-            },
-            _ => Ok(0),
-        };
-        all_of(&encoded).map(of).collect()
+/// What the application says to transactions: the nonce that each one's account is to use next, or why not. It is not asked about others' than
+/// its own. Refused as busy while there is no application.
+async fn ask_application(this: &Validator, encoded: &Bytes) -> Result<Vec<Result<u64, Code>>, Refusal> {
+    let is_its_own = |transaction: &Transaction<'_>| transaction.kind == Kind::Application;
+    let count = all_of(encoded).filter(is_its_own).count();
+    let its_own = match count == all_of(encoded).count() {
+        true => encoded.clone(),
+        false => {
+            let bytes = all_of(encoded).filter(is_its_own).flat_map(|transaction| transaction.bytes().to_vec());
+            bytes.collect::<Vec<u8>>().into()
+        }
     };
-    this.executor.run(ask).await
+    let verdicts = this.app()?.check(its_own, count).await.map_err(|gone| {
+        this.lost_app(&gone);
+        away(&gone.0)
+    })?;
+    let mut verdicts = verdicts.into_iter();
+    let answer = |transaction: Transaction<'_>| match is_its_own(&transaction) {
+        false => Ok(0),
+        true => match verdicts.next().expect("one for each") {
+            (0, next) => Ok(next),
+            (code, _) => Err(Code(code)),
+        },
+    };
+    Ok(all_of(encoded).map(answer).collect())
 }
 
 /// Transactions of a batch that no block will name: they wait again, as far as they may still be executed.
 pub(super) async fn again(this: &Rc<Validator>, encoded: Bytes) {
-    let answers = ask_application(this, encoded.clone()).await;
+    let answers = loop {
+        this.app_is_here().await;
+        if let Ok(answers) = ask_application(this, &encoded).await {
+            break answers;
+        }
+    };
     let good = all_of(&encoded).zip(answers).filter_map(|(transaction, answer)| Some((transaction, answer.ok()?)));
     let me = this.me();
     let verdicts = this.act(|replica, now| replica.submit_all(now, me, good));

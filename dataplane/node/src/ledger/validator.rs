@@ -3,29 +3,40 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
+    path::PathBuf,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use metanode_application::Application;
 use metanode_crypto::Identity;
 use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, Signature, Timer, Verifier, View};
 use metanode_ledger::{Batch, Block, Genesis, system::Zip215};
 use metanode_quic::Connection;
 use metanode_replica::{Effect, Replica};
-use metanode_shard::{Companion, Task, local::Notify, now, spawn_local, timeout, unix_ms};
+use metanode_shard::{Task, local::Notify, now, spawn_local, timeout, unix_ms};
 use metanode_store::Store;
 use metanode_types::{Hash, NodeKey};
 use metanode_wal::Wal;
+use metanode_wire::Refusal;
 use rustc_hash::FxHashMap;
 
 use crate::counters::LedgerCounters;
 
-use super::{batches, blocks, checks::Checks, files::Addresses, links::Links, results::Results, submit, voice};
+use super::{
+    application::{App, Gone},
+    batches, blocks,
+    checks::Checks,
+    files::{Addresses, Arrivals},
+    links::Links,
+    outcomes::{self, Outcomes},
+    replay,
+    results::Results,
+    submit, voice,
+};
 
 /// Bytes of batches that are kept in memory until they are executed; more are read from the store again.
 const BATCHES_CACHED_BYTES_MAX: usize = 64 << 20;
@@ -36,8 +47,8 @@ const ACCUSED_AGAIN: u64 = 200;
 /// Times from proposal to quorum that are kept for those who ask.
 const FINALITY_KEPT: usize = 8_192;
 
-/// What executes transactions, where it may wait.
-pub(super) type SharedApplication = Arc<Mutex<Box<dyn Application + Send>>>;
+/// Pause before a node whose application has gone is asked again.
+const AWAY_RETRY_MS: u32 = 500;
 
 /// See the module.
 pub(crate) struct Validator {
@@ -50,12 +61,23 @@ pub(crate) struct Validator {
     pub(super) wal: Option<Wal>,
     /// What the sign state has of heights that are not known to be stored for good, each record with its height.
     pub(super) said: RefCell<VecDeque<(u64, Vec<u8>)>>,
-    pub(super) app: SharedApplication,
-    /// Where the application works.
-    pub(super) executor: Companion,
+    pub(super) app: App,
+    /// Why there is no application now.
+    away: RefCell<Option<String>>,
+    pub(super) app_gone: Notify,
+    /// How often it has come back.
+    app_lives: Progress,
+    /// Root of its state behind the last executed height.
+    pub(super) app_root: Cell<Hash>,
     pub(super) checks: Checks,
+    /// The ledger's folder.
+    pub(super) folder: PathBuf,
     pub(super) block_list: Addresses,
-    pub(super) batch_list: Addresses,
+    pub(super) arrivals: Arrivals,
+    /// Heights from one snapshot to the next; 0: none is made.
+    pub(super) snapshot_heights: u64,
+    /// The state of this height is being exported.
+    pub(super) exporting: Cell<Option<Height>>,
     /// Addresses of the blocks' blobs, by height from 1.
     pub(super) block_addresses: RefCell<Vec<Hash>>,
     pub(super) batches: RefCell<Cached>,
@@ -63,6 +85,7 @@ pub(crate) struct Validator {
     /// Connections that others have opened, by their keys.
     pub(super) incoming: RefCell<ByKey<Vec<Connection>>>,
     pub(super) results: Results,
+    pub(super) outcomes: Outcomes,
     /// What is done in order, see [`voice`].
     pub(super) ordered: RefCell<VecDeque<Ordered>>,
     pub(super) ordered_came: Notify,
@@ -207,14 +230,17 @@ pub(super) struct Parts {
     pub(super) replica: Replica,
     pub(super) wal: Option<Wal>,
     pub(super) said: VecDeque<(u64, Vec<u8>)>,
-    pub(super) app: SharedApplication,
-    pub(super) executor: Companion,
+    pub(super) app: App,
+    pub(super) root: Hash,
     pub(super) checks: Checks,
     pub(super) block_list: Addresses,
-    pub(super) batch_list: Addresses,
+    pub(super) arrivals: Arrivals,
     pub(super) block_addresses: Vec<Hash>,
     pub(super) links: Links,
     pub(super) results: Results,
+    pub(super) outcomes: Outcomes,
+    pub(super) folder: PathBuf,
+    pub(super) snapshot_heights: u64,
     pub(super) silent: Option<String>,
     pub(super) began: Instant,
     pub(super) counters: Arc<LedgerCounters>,
@@ -234,15 +260,22 @@ impl Validator {
             wal: parts.wal,
             said: RefCell::new(parts.said),
             app: parts.app,
-            executor: parts.executor,
+            away: RefCell::default(),
+            app_gone: Notify::default(),
+            app_lives: Progress::default(),
+            app_root: Cell::new(parts.root),
             checks: parts.checks,
+            folder: parts.folder,
             block_list: parts.block_list,
-            batch_list: parts.batch_list,
+            arrivals: parts.arrivals,
+            snapshot_heights: parts.snapshot_heights,
+            exporting: Cell::default(),
             block_addresses: RefCell::new(parts.block_addresses),
             batches: RefCell::default(),
             links: parts.links,
             incoming: RefCell::default(),
             results: parts.results,
+            outcomes: parts.outcomes,
             ordered: RefCell::default(),
             ordered_came: Notify::default(),
             to_store: RefCell::default(),
@@ -277,6 +310,8 @@ impl Validator {
         tasks.push(spawn_local(blocks::execute(self.clone())));
         tasks.push(spawn_local(blocks::catch_up(self.clone())));
         tasks.push(spawn_local(keep_time(self.clone())));
+        tasks.push(spawn_local(outcomes::run(self.clone())));
+        tasks.push(spawn_local(replay::revive(self.clone())));
         drop(tasks);
         self.publish_role();
         self.act(|_, _| ()); // what it begins with
@@ -403,7 +438,7 @@ impl Validator {
         let replica = self.replica.borrow();
         let next = replica.chain().tip().height.next();
         let is_validator = replica.chain().system().validators(next).contains(&self.me());
-        let votes = is_validator && self.is_sound() && self.silent.borrow().is_none();
+        let votes = is_validator && self.is_sound() && self.silence().is_none();
         self.counters.votes.set(votes.into());
     }
 
@@ -419,6 +454,49 @@ impl Validator {
             }
             kept.push_back(time);
         }
+    }
+
+    /// There is no application: nothing is executed until it is back.
+    pub(super) fn lost_app(&self, gone: &Gone) {
+        if self.away.borrow().as_ref() != Some(&gone.0) {
+            tracing::warn!("the ledger waits for its application: {}", gone.0);
+        }
+        *self.away.borrow_mut() = Some(gone.0.clone());
+        self.counters.votes.set(0);
+        self.app_gone.notify();
+    }
+
+    pub(super) fn app_is_away(&self) -> bool {
+        self.away.borrow().is_some()
+    }
+
+    /// It is where it should be.
+    pub(super) fn app_is_back(&self) {
+        tracing::info!("the application is back");
+        *self.away.borrow_mut() = None;
+        self.app_lives.set(self.app_lives.get().next());
+        self.publish_role();
+    }
+
+    /// Waits until there is one.
+    pub(super) async fn app_is_here(&self) {
+        while self.app_is_away() {
+            self.app_lives.reach(self.app_lives.get().next()).await;
+        }
+    }
+
+    /// The application, if there is one now.
+    pub(super) fn app(&self) -> Result<&App, Refusal> {
+        match &*self.away.borrow() {
+            None => Ok(&self.app),
+            Some(why) => Err(away(why)),
+        }
+    }
+
+    /// Why this node says nothing although it could.
+    pub(super) fn silence(&self) -> Option<String> {
+        let waits = |why: &String| format!("it waits for its application: {why}");
+        self.silent.borrow().clone().or_else(|| self.away.borrow().as_ref().map(waits))
     }
 
     /// The ledger does not go on. The node does: it stores and fetches.
@@ -447,9 +525,15 @@ impl Validator {
 
     /// Ends what goes on.
     pub(crate) fn stop(&self) {
+        self.app.end();
         self.tasks.take();
         self.links.stop();
     }
+}
+
+/// What is said while there is no application.
+pub(super) fn away(why: &str) -> Refusal {
+    Refusal { detail: format!("the ledger waits for its application: {why}"), ..Refusal::busy(AWAY_RETRY_MS) }
 }
 
 /// The chain's verifier, which counts.

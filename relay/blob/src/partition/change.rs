@@ -32,7 +32,8 @@ impl Partition {
             Op::PutRoot { hash, size_bytes, payload, options } => {
                 self.put_root(token, hash, size_bytes, payload, options)
             }
-            Op::Remove { hash } => self.remove(token, hash),
+            Op::Remove { hash } => self.remove(token, hash, false),
+            Op::RemoveKept { hash } => self.remove(token, hash, true),
             Op::Settle { .. } => Ok(Some(Outcome::Done)),
             Op::Refer { hash } => {
                 self.roots.get_mut(&hash).ok_or(OpError::NotFound)?.references += 1;
@@ -118,7 +119,8 @@ impl Partition {
     /// The answer when the root is there and already as it is wanted.
     pub(super) fn existing_root(&mut self, hash: Hash, root: RootEntry, options: RootOptions) -> Option<Outcome> {
         let folder = options.kind == BlobKind::Folder && root.kind() == BlobKind::Blob;
-        if (options.hold && !root.is_held()) || folder || root.damaged {
+        let newly = (options.hold && !root.is_held()) || (options.keep && !root.is_kept());
+        if newly || folder || root.damaged {
             return None;
         }
         if options.lease {
@@ -131,7 +133,8 @@ impl Partition {
         let before = self.roots.get(hash).map_or(0, |root| root.flags.0);
         let hold = if options.hold { RecordFlags::HELD } else { 0 };
         let folder = if options.kind == BlobKind::Folder { RecordFlags::FOLDER } else { 0 };
-        RecordFlags(before | hold | folder)
+        let keep = if options.keep { RecordFlags::KEPT } else { 0 };
+        RecordFlags(before | hold | folder | keep)
     }
 
     pub(super) fn stage_root(
@@ -181,8 +184,11 @@ impl Partition {
         }
     }
 
-    pub(super) fn remove(&mut self, token: Token, hash: Hash) -> Result<Option<Outcome>, OpError> {
+    pub(super) fn remove(&mut self, token: Token, hash: Hash, kept: bool) -> Result<Option<Outcome>, OpError> {
         let root = self.roots.get(&hash).ok_or(OpError::NotFound)?;
+        if root.is_kept() && !kept {
+            return Err(OpError::Kept);
+        }
         let references = root.references + self.leases.get(&hash).copied().unwrap_or(0);
         if references > 0 {
             return Err(OpError::InUse { references });

@@ -37,8 +37,13 @@ pub enum Op {
         /// How it is to be kept.
         options: RootOptions,
     },
-    /// Remove a root.
+    /// Remove a root that the node itself does not need.
     Remove {
+        /// Address.
+        hash: Hash,
+    },
+    /// Remove a root, whoever needs it.
+    RemoveKept {
         /// Address.
         hash: Hash,
     },
@@ -84,6 +89,8 @@ pub struct RootOptions {
     pub kind: BlobKind,
     /// Whether it stays by itself.
     pub hold: bool,
+    /// Whether the node itself needs it: only the node removes it.
+    pub keep: bool,
     /// Whether the caller takes a lease on it.
     pub lease: bool,
 }
@@ -116,6 +123,8 @@ pub enum OpError {
         /// How many.
         references: u32,
     },
+    /// The node itself needs it.
+    Kept,
     /// The index has reached its cap.
     IndexFull,
     /// The log refused or failed.
@@ -151,6 +160,7 @@ impl Op {
             Self::PutWhole { hash, .. }
             | Self::PutRoot { hash, .. }
             | Self::Remove { hash }
+            | Self::RemoveKept { hash }
             | Self::Settle { hash }
             | Self::Refer { hash } => *hash,
             Self::PutChunk { name, .. } => *name,

@@ -7,7 +7,7 @@ use super::*;
 
 const STORE: [u8; 16] = [5; 16];
 const DURABLE: RootOptions =
-    RootOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, lease: false };
+    RootOptions { class: DurabilityClass::Durable, kind: BlobKind::Blob, hold: true, keep: false, lease: false };
 
 /// A partition on a disk in memory: segments by number.
 struct Bench {
@@ -236,6 +236,24 @@ fn tags_refer_and_removal_is_refused_while_they_do() {
     let bench = bench.restart();
     assert_eq!(bench.partition.tag(&tag("t")), None);
     assert_eq!(bench.get(hash), None);
+}
+
+/// What the node needs is removed by the node alone, also when somebody has put it before, and after a restart.
+#[test]
+fn a_kept_root_is_removed_by_the_node_alone() {
+    let mut bench = Bench::new(1, 0, BTreeMap::new());
+    bench.put(b"a", DURABLE).unwrap();
+    let kept = RootOptions { keep: true, ..DURABLE };
+    bench.put(b"a", kept).unwrap();
+    bench.put(b"b", kept).unwrap();
+    bench.put(b"b", DURABLE).unwrap();
+    let mut bench = bench.restart();
+    for content in [b"a", b"b"] {
+        let hash = hash_of(content);
+        assert_eq!(bench.done(Op::Remove { hash }), Err(OpError::Kept));
+        assert_eq!(bench.done(Op::RemoveKept { hash }), Ok(Outcome::Removed));
+        assert_eq!(bench.done(Op::Remove { hash }), Err(OpError::NotFound));
+    }
 }
 
 #[test]

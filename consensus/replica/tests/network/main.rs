@@ -6,9 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
+mod disk;
+mod message;
+mod random;
+
 use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -17,15 +21,11 @@ use std::{
 
 use metanode_application::{Application, Operation, Reference};
 use metanode_codec::{decode_message, encode_message};
-use metanode_crypto::{Claim, Identity, hash, verify_all};
-use metanode_ibft::{
-    Certificate, ChainId, Commit, Draft, Height, Message, Now, Payload, Prepare, Proposal, ProposalMessage, Record,
-    Round, RoundChangeMessage, Signature, Signed, Timer, Verifier, View,
-};
+use metanode_crypto::{Claim, Identity, verify_all};
+use metanode_ibft::{ChainId, Commit, Draft, Height, Message, Now, Prepare, Record, Signed, Timer};
 use metanode_ledger::{
-    Account, Batch, BatchDraft, Block, Chain, Done, Genesis, Kind, Outcome, Plan, TRANSACTION_DOMAIN, Transaction,
-    TransactionDraft, TransactionId,
-    system::{Zip215, encode_evidence},
+    Account, Batch, BatchDraft, Block, Chain, Done, Genesis, Kind, Outcome, Plan, Snapshot, TRANSACTION_DOMAIN,
+    Transaction, TransactionDraft, TransactionId, system::encode_evidence,
 };
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_replica::{Config, Effect, Replica};
@@ -34,33 +34,16 @@ use metanode_types::{
     sabotage::{self, Sabotage},
 };
 
+use audit::Audit;
+use disk::{Disk, Group};
+use message::{Known, garble, sign_draft, spoil};
+use random::Random;
+
 const CLIENTS: usize = 4;
 /// Of each client.
 const OPERATIONS: u32 = 8;
 const FETCH_TIME: Duration = Duration::from_millis(60);
 const RETRY_TIME: Duration = Duration::from_secs(3);
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, of: u64) -> bool {
-        of > 0 && self.below(of) == 0
-    }
-}
 
 fn validator(index: usize) -> Identity {
     Identity::from_seed(&[1 + index as u8; 32])
@@ -100,27 +83,11 @@ enum Vice {
     Garbles,
     /// Says nothing at all.
     Dead,
+    /// There are two of it, with one key, that know nothing of each other: each is honest.
+    Twin,
 }
 
-/// What goes to disk with one sync (clause 21).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
-    Proposal,
-    Prepare,
-    Commit,
-    RoundChange,
-    Decision,
-}
-
-fn group_of(record: &Record<Block>) -> Group {
-    match record {
-        Record::Cast(Message::Proposal(_)) => Group::Proposal,
-        Record::Block(_) | Record::Cast(Message::Prepare(_)) => Group::Prepare,
-        Record::Prepared(_) | Record::Cast(Message::Commit(_)) => Group::Commit,
-        Record::Round(_) | Record::Cast(Message::RoundChange(_)) => Group::RoundChange,
-        Record::Decision(_) | Record::Cast(Message::NewBlock(_)) => Group::Decision,
-    }
-}
+const VICES: [Vice; 6] = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts, Vice::Garbles, Vice::Dead, Vice::Twin];
 
 /// What is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,94 +107,6 @@ struct Weather {
 }
 
 const FINE: Weather = Weather { delay_ms: 1, lost_one_in: 0, crash_one_in: 0, bad_signature_one_in: 0 };
-
-#[derive(Default)]
-struct Disk {
-    wal: Vec<Record<Block>>,
-    blocks: Vec<(Block, Certificate)>,
-    batches: BTreeMap<Hash, Batch>,
-    /// How much of each a crash leaves.
-    wal_synced: usize,
-    blocks_synced: usize,
-}
-
-impl Disk {
-    fn record(&mut self, record: Record<Block>, broken: Option<Broken>) {
-        let synced = broken != Some(Broken::Sync(group_of(&record)));
-        self.wal.push(record);
-        if synced {
-            (self.wal_synced, self.blocks_synced) = (self.wal.len(), self.blocks.len());
-        }
-    }
-
-    fn crash(&mut self) {
-        self.wal.truncate(self.wal_synced);
-        self.blocks.truncate(self.blocks_synced);
-    }
-}
-
-/// What an honest validator has said and heard, whatever its disk has of it: the rules are kept across crashes.
-#[derive(Default)]
-struct Audit {
-    said: BTreeMap<(u8, View), Hash>,
-    asked: BTreeMap<Height, Round>,
-    committed: BTreeMap<Height, Round>,
-    announced: usize,
-    heard: BTreeMap<Height, BTreeMap<NodeKey, Round>>,
-    proposals: BTreeSet<View>,
-}
-
-impl Audit {
-    fn says(&mut self, me: NodeKey, draft: &Draft<Block>) {
-        let (kind, view, choice) = match draft {
-            Draft::Proposal { payload, justification, .. } => {
-                let claims = justification.round_changes.iter().filter_map(|signed| signed.payload.prepared);
-                if let Some((_, highest)) = claims.max_by_key(|(round, _)| *round) {
-                    assert_eq!(payload.hash, highest, "clause 9: the highest lock is proposed again");
-                }
-                (0, payload.view, payload.hash)
-            }
-            Draft::Prepare(payload) => (1, payload.view, payload.hash),
-            Draft::Commit(payload) => {
-                let round = self.committed.entry(payload.view.height).or_insert(payload.view.round);
-                *round = payload.view.round.max(*round);
-                (2, payload.view, payload.hash)
-            }
-            Draft::RoundChange { payload, .. } => {
-                let (height, round) = (payload.view.height, payload.view.round);
-                self.asked.insert(height, round);
-                self.heard.entry(height).or_default().insert(me, round); // from its disk, if it dies before it hears itself
-                let claimed = payload.prepared.map(|(round, _)| round);
-                assert!(claimed >= self.committed.get(&height).copied(), "clause 12: the lock survives");
-                (3, payload.view, payload.prepared.map_or(Hash([0; 32]), |(_, hash)| hash))
-            }
-        };
-        let asked = self.asked.get(&view.height).copied().unwrap_or(Round::ZERO);
-        assert!(view.round >= asked, "clause 8: nothing below the round that it has asked for");
-        let before = *self.said.entry((kind, view)).or_insert(choice);
-        assert_eq!(before, choice, "clause 8: one thing in a round, kind {kind} at {view:?}");
-    }
-
-    fn hears(&mut self, message: &Message<Block>) {
-        match message {
-            Message::RoundChange(message) => {
-                let view = message.signed.payload.view;
-                let heard =
-                    self.heard.entry(view.height).or_default().entry(message.signed.signer).or_insert(view.round);
-                *heard = view.round.max(*heard);
-            }
-            Message::Proposal(message) => _ = self.proposals.insert(message.signed.payload.view),
-            _ => {}
-        }
-    }
-
-    fn starts_clock(&self, view: View, quorum: usize) {
-        let heard = self.heard.get(&view.height);
-        let shared = heard.map_or(0, |heard| heard.values().filter(|round| **round >= view.round).count());
-        let started = view.round == Round::ZERO || shared >= quorum || self.proposals.contains(&view);
-        assert!(started, "clause 16: the clock of a later round starts with a quorum, or its proposal");
-    }
-}
 
 struct Node {
     identity: Identity,
@@ -266,7 +145,8 @@ enum Event {
 fn execute(plan: Plan, app: &mut Reference) -> Done {
     let mut done =
         plan.execute(|height, time_ms, transactions| Ok::<_, ()>(app.execute(height, time_ms, transactions))).unwrap();
-    done.note_nonces(|account| app.next_nonce(account));
+    let next: Vec<u64> = done.early().iter().map(|early| app.next_nonce(&early.account)).collect();
+    done.note_nonces(next);
     done
 }
 
@@ -277,17 +157,6 @@ struct Client {
     /// What it was told.
     told: Vec<(TransactionId, Outcome)>,
     left: u32,
-}
-
-/// Real signatures, each checked once for all validators: it is the same for all.
-#[derive(Default)]
-struct Known(RefCell<HashMap<Hash, bool>>);
-
-impl Verifier for Known {
-    fn verify(&self, signer: &NodeKey, domain: &str, message: &[u8], signature: &Signature) -> bool {
-        let all = hash(&[&signer.0[..], domain.as_bytes(), &[0], message, signature].concat());
-        *self.0.borrow_mut().entry(all).or_insert_with(|| Zip215.verify(signer, domain, message, signature))
-    }
 }
 
 struct Network {
@@ -322,10 +191,12 @@ impl Network {
             broken,
             trace: DefaultHasher::new(),
         };
-        for index in 0..count {
+        let vice = |index: usize| vices.iter().find(|(at, _)| *at == index).map(|(_, vice)| *vice);
+        let twins = (0..count).filter(|index| vice(*index) == Some(Vice::Twin));
+        for index in (0..count).chain(twins) {
             this.nodes.push(Node {
                 identity: validator(index),
-                vice: vices.iter().find(|(at, _)| *at == index).map(|(_, vice)| *vice),
+                vice: vice(index),
                 replica: None,
                 app: Reference::new(&this.genesis),
                 disk: Disk::default(),
@@ -357,7 +228,12 @@ impl Network {
         self.nodes.iter().position(|node| node.identity.public() == *key)
     }
 
-    /// From its disk: the chain is executed again, from its beginning.
+    /// All that have a key: two, if they are twins.
+    fn with_key(&self, key: &NodeKey) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|index| self.nodes[*index].identity.public() == *key).collect()
+    }
+
+    /// From its disk: the chain is executed again, from its beginning or from a snapshot.
     fn start(&mut self, index: usize) {
         let now = self.clock();
         let node = &mut self.nodes[index];
@@ -366,7 +242,21 @@ impl Network {
         assert!(node.disk.blocks.len() >= node.audit.announced, "clause 21: a decision that was announced is on disk");
         node.app = Reference::new(&self.genesis);
         let mut chain = Chain::new(&self.genesis, &node.app.executed().1);
-        for (block, _) in &node.disk.blocks {
+        if let Some((snapshot, app)) = &node.disk.snapshot
+            && self.random.one_in(2)
+        {
+            let snapshot = Snapshot::decode(snapshot).unwrap();
+            let at = snapshot.height().0 as usize;
+            if at <= node.disk.blocks.len() {
+                if let Some((carrier, _)) = node.disk.blocks.get(at - 1 + self.genesis.lag as usize) {
+                    assert!(snapshot.is_carried_by(self.genesis.lag, &app.executed().1, &carrier.header));
+                }
+                chain = Chain::restore(&self.genesis, snapshot, &node.disk.blocks[at - 1].0).unwrap();
+                node.app = app.clone();
+            }
+        }
+        let first = chain.tip().height.0 as usize;
+        for (block, _) in &node.disk.blocks[first..] {
             let batches: Vec<Batch> = block.batches.iter().map(|digest| node.disk.batches[digest].clone()).collect();
             let named: Vec<_> = batches.iter().map(Batch::facts).collect();
             chain.check(block, &named).unwrap();
@@ -423,6 +313,7 @@ impl Network {
 
     fn effect(&mut self, index: usize, effect: Effect) {
         let count = self.nodes.len();
+        let quorum = (2 * self.genesis.validators.len()).div_ceil(3);
         match effect {
             Effect::Persist(record) => {
                 let broken = self.broken;
@@ -433,8 +324,10 @@ impl Network {
             }
             Effect::Cast(draft) => {
                 let me = self.nodes[index].identity.public();
-                self.nodes[index].audit.says(me, &draft);
-                let mut message = sign_draft(&self.chain, &self.nodes[index].identity, draft);
+                if self.nodes[index].vice.is_none() {
+                    self.nodes[index].audit.says(me, &draft);
+                }
+                let mut message = sign_draft(&self.verifier, &self.chain, &self.nodes[index].identity, draft);
                 if self.random.one_in(self.weather.bad_signature_one_in) {
                     spoil(&mut message);
                 }
@@ -443,8 +336,7 @@ impl Network {
                 (0..count).for_each(|to| self.send(index, to, &message));
             }
             Effect::Send { to: Some(to), message } => {
-                let to = self.index_of(&to).unwrap();
-                self.send(index, to, &message);
+                self.with_key(&to).into_iter().for_each(|to| self.send(index, to, &message));
             }
             Effect::Send { to: None, message } => {
                 (0..count).filter(|to| *to != index).for_each(|to| self.send(index, to, &message));
@@ -453,7 +345,7 @@ impl Network {
                 let kind = match timer {
                     Timer::Round(view) => {
                         if self.nodes[index].vice.is_none() {
-                            self.nodes[index].audit.starts_clock(view, (2 * count).div_ceil(3));
+                            self.nodes[index].audit.starts_clock(view, quorum);
                         }
                         0
                     }
@@ -482,8 +374,7 @@ impl Network {
                 self.at(after, Event::Execute(index, block, life));
             }
             Effect::Help { to, height } => {
-                let to = self.index_of(&to).unwrap();
-                self.tell(index, to, height);
+                self.with_key(&to).into_iter().for_each(|to| self.tell(index, to, height));
             }
             Effect::CatchUp { from, height } => {
                 let from = from.and_then(|key| self.index_of(&key));
@@ -602,8 +493,7 @@ impl Network {
                 .collect();
             batch.is_signed(&chain) && verify_all(&claims).is_ok()
         };
-        let holds = *self.verifier.0.borrow_mut().entry(batch.digest()).or_insert_with(verdict);
-        if holds {
+        if self.verifier.holds(batch.digest(), verdict) {
             node.disk.batches.insert(batch.digest(), batch.clone());
             self.with(index, |replica, now| replica.batch_here(now, batch));
         } else {
@@ -619,6 +509,9 @@ impl Network {
         let done = execute(replica.chain().plan(block, batches), &mut node.app);
         let executed = replica.executed(now, done);
         remember(&mut node.results, &executed.outcomes);
+        if self.random.one_in(6) {
+            node.disk.snapshot = Some((replica.chain().snapshot().encode(), node.app.clone()));
+        }
         node.audit.announced = node.audit.announced.max(block.header.height.0 as usize);
         self.perform(index);
     }
@@ -639,7 +532,7 @@ impl Network {
             }
         };
         for (half, draft) in [draft, other].into_iter().enumerate() {
-            let message = sign_draft(&self.chain, &self.nodes[index].identity, draft);
+            let message = sign_draft(&self.verifier, &self.chain, &self.nodes[index].identity, draft);
             (0..self.nodes.len()).filter(|to| to % 2 == half).for_each(|to| self.send(index, to, &message));
             if self.random.one_in(3) {
                 let to = self.random.below(self.nodes.len() as u64) as usize;
@@ -670,7 +563,7 @@ impl Network {
         }
         let next = self.nodes.iter().map(|node| node.disk.blocks.len() as u64).max().unwrap();
         let (kind, amount) = (self.random.below(3), self.random.below(5_000));
-        let owner = client(self.random.below(CLIENTS as u64) as usize).public();
+        let owner = self.clients[self.random.below(CLIENTS as u64) as usize].identity.public();
         let client = &mut self.clients[index];
         if client.left == 0 {
             return;
@@ -842,49 +735,6 @@ fn remember(results: &mut BTreeMap<TransactionId, Outcome>, outcomes: &[(Transac
     }
 }
 
-fn sign<P: Payload>(chain: &ChainId, by: &Identity, payload: P) -> Signed<P> {
-    let signature = by.sign(P::DOMAIN, &payload.encode(chain));
-    Signed { payload, signer: by.public(), signature }
-}
-
-fn sign_draft(chain: &ChainId, by: &Identity, draft: Draft<Block>) -> Message<Block> {
-    match draft {
-        Draft::Proposal { payload, block, justification } => {
-            let signed: Signed<Proposal> = sign(chain, by, payload);
-            Message::Proposal(Box::new(ProposalMessage { signed, block, justification }))
-        }
-        Draft::Prepare(payload) => Message::Prepare(sign(chain, by, payload)),
-        Draft::Commit(payload) => Message::Commit(sign(chain, by, payload)),
-        Draft::RoundChange { payload, block, prepares } => {
-            Message::RoundChange(Box::new(RoundChangeMessage { signed: sign(chain, by, payload), block, prepares }))
-        }
-    }
-}
-
-/// Its own signature does not hold.
-fn spoil(message: &mut Message<Block>) {
-    match message {
-        Message::Proposal(message) => message.signed.signature[0] ^= 1,
-        Message::Prepare(signed) => signed.signature[0] ^= 1,
-        Message::Commit(signed) => signed.signature[0] ^= 1,
-        Message::RoundChange(message) => message.signed.signature[0] ^= 1,
-        Message::NewBlock(_) => {}
-    }
-}
-
-/// The header stays, and with it the block's hash and what was signed.
-fn garble(message: &mut Message<Block>) {
-    let block = match message {
-        Message::Proposal(message) => Some(&mut message.block),
-        Message::RoundChange(message) => message.block.as_mut(),
-        Message::NewBlock(decided) => Some(&mut decided.0),
-        Message::Prepare(_) | Message::Commit(_) => None,
-    };
-    if let Some(block) = block {
-        block.batches.push(Hash([3; 32]));
-    }
-}
-
 /// From the environment.
 fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap())
@@ -899,10 +749,9 @@ fn run(seed: u64, broken: Option<Broken>) -> u64 {
     let count = [4, 4, 7][seed as usize % 3];
     let faults = (count - 1) / 3;
     let mut random = Random(seed ^ 0x7669_6365);
-    let vices = [Vice::Equivocates, Vice::Withholds, Vice::Corrupts, Vice::Garbles, Vice::Dead];
     let bad: Vec<(usize, Vice)> = (0..faults)
         .filter(|_| !seed.is_multiple_of(4))
-        .map(|at| ((at + random.below(count as u64) as usize) % count, vices[random.below(5) as usize]))
+        .map(|at| ((at + random.below(count as u64) as usize) % count, VICES[random.below(6) as usize]))
         // Many crashes beside one who says two things: what a lost vote would make somebody contradict.
         .map(|(at, vice)| (at, if seed % 8 == 2 { Vice::Equivocates } else { vice }))
         .collect();
