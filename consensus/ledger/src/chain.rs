@@ -4,7 +4,7 @@
 //! does it, on whatever thread, and [`Chain::executed`] takes what came of it. The two run apart by at most the lag: the header of h carries the results of h − lag, so who
 //! has not executed that far can neither make nor check it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use metanode_crypto::hash;
 use metanode_ibft::{Block as _, ChainId, Height, NewHeight, ValidatorSet};
@@ -56,6 +56,8 @@ pub struct Plan {
     batches: Vec<Batch>,
     system: System,
     acts_at: Height,
+    /// The latest expiry that a transaction of the ledger may have: until then it is remembered.
+    expiry_max: Height,
 }
 
 /// A block that was executed: for [`Chain::executed`].
@@ -91,7 +93,7 @@ impl Plan {
         self,
         application: impl FnOnce(Height, u64, &[Transaction<'_>]) -> Result<(Vec<Outcome>, Hash), E>,
     ) -> Result<Done, E> {
-        let Self { chain, height, time_ms, batches, mut system, acts_at } = self;
+        let Self { chain, height, time_ms, batches, mut system, acts_at, expiry_max } = self;
         system.forget_before(height);
         let names = Names::of(&chain);
         let (mut transactions, mut outcomes) = (Vec::new(), Vec::new());
@@ -105,6 +107,9 @@ impl Plan {
                 match transaction.kind {
                     Kind::Application => None,
                     Kind::Opaque => Some(Outcome::DONE),
+                    Kind::Validators | Kind::Evidence if transaction.expiry > expiry_max => {
+                        Some(Outcome::Skipped(Code::EXPIRES_TOO_LATE))
+                    }
                     Kind::Validators | Kind::Evidence => Some(system.execute(&chain, &transaction, height, acts_at)),
                 }
             };
@@ -226,6 +231,13 @@ impl Batch {
     }
 }
 
+/// A batch that a block has named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ordered {
+    expiry: Height,
+    named_at: Height,
+}
+
 /// A chain, as far as a node knows it.
 #[derive(Debug, Clone)]
 pub struct Chain {
@@ -236,8 +248,10 @@ pub struct Chain {
     tip: Tip,
     executed: Height,
     system: System,
-    /// Batches that blocks have named and that could be named again, by the last height at which they could: by which block.
-    ordered: BTreeMap<(Height, Hash), Height>,
+    /// Batches that blocks have named and that could be named again: the last height at which they could, and which block has named them.
+    ordered: BTreeMap<Hash, Ordered>,
+    /// The same, by that last height.
+    expiries: BTreeSet<(Height, Hash)>,
     /// Application hash and results root of what later headers carry.
     results: BTreeMap<Height, (Hash, Hash)>,
 }
@@ -245,13 +259,13 @@ pub struct Chain {
 /// All that is known behind a block, but for the application's state: enough to go on from there.
 ///
 /// ```text
-/// version 1 u32 | height u64 | count u64 | (expiry u64 | batch 32 | named at u64) each
+/// version 1 u32 | height u64 | count u64 | (batch 32 | expiry u64 | named at u64) each
 /// | count u64 | (height u64 | application hash 32 | results root 32) each | what the ledger keeps, see [`System::encode`]
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     height: Height,
-    ordered: BTreeMap<(Height, Hash), Height>,
+    ordered: BTreeMap<Hash, Ordered>,
     results: BTreeMap<Height, (Hash, Hash)>,
     system: System,
 }
@@ -279,9 +293,9 @@ impl Snapshot {
         let mut bytes = SNAPSHOT_VERSION.to_le_bytes().to_vec();
         bytes.extend(self.height.0.to_le_bytes());
         bytes.extend((self.ordered.len() as u64).to_le_bytes());
-        for ((expiry, digest), named_at) in &self.ordered {
-            bytes.extend(expiry.0.to_le_bytes());
+        for (digest, Ordered { expiry, named_at }) in &self.ordered {
             bytes.extend(digest.0);
+            bytes.extend(expiry.0.to_le_bytes());
             bytes.extend(named_at.0.to_le_bytes());
         }
         bytes.extend((self.results.len() as u64).to_le_bytes());
@@ -303,8 +317,8 @@ impl Snapshot {
         let height = Height(cursor.u64()?);
         let (mut ordered, mut results) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..cursor.u64()? {
-            let place = (Height(cursor.u64()?), Hash(cursor.array()?));
-            ordered.insert(place, Height(cursor.u64()?));
+            let digest = Hash(cursor.array()?);
+            ordered.insert(digest, Ordered { expiry: Height(cursor.u64()?), named_at: Height(cursor.u64()?) });
         }
         for _ in 0..cursor.u64()? {
             results.insert(Height(cursor.u64()?), (Hash(cursor.array()?), Hash(cursor.array()?)));
@@ -341,6 +355,7 @@ impl Chain {
             executed: Height(0),
             system,
             ordered: BTreeMap::new(),
+            expiries: BTreeSet::new(),
             results,
         }
     }
@@ -400,10 +415,10 @@ impl Chain {
     /// All that is known behind the last executed block, but for the application's state.
     pub fn snapshot(&self) -> Snapshot {
         let at = self.executed;
-        let ordered = self.ordered.iter().filter(|(_, named_at)| **named_at <= at);
+        let ordered = self.ordered.iter().filter(|(_, ordered)| ordered.named_at <= at);
         Snapshot {
             height: at,
-            ordered: ordered.map(|(place, named_at)| (*place, *named_at)).collect(),
+            ordered: ordered.map(|(digest, ordered)| (*digest, *ordered)).collect(),
             results: self.results.clone(),
             system: self.system.clone(),
         }
@@ -427,6 +442,7 @@ impl Chain {
             tip,
             executed: height,
             system,
+            expiries: ordered.iter().map(|(digest, ordered)| (ordered.expiry, *digest)).collect(),
             ordered,
             results,
         };
@@ -509,16 +525,22 @@ impl Chain {
     pub fn check_batch(&self, digest: &Hash, facts: &Facts) -> Result<(), BlockError> {
         let next = self.tip.height.next();
         let (from, to) = (next.0, next.0 + self.expiry_heights_max);
+        // Also while it is not known yet who votes: whoever asks may take that for no answer.
+        if self.has_ordered(digest) {
+            return Err(BlockError::OrderedBefore(*digest));
+        }
         if !(from..=to).contains(&facts.expiry.0) {
             return Err(BlockError::ExpiredBatch(*digest));
         }
-        if !self.validators()?.contains(&facts.author) {
-            return Err(BlockError::StrangersBatch(*digest));
+        match self.validators()?.contains(&facts.author) {
+            true => Ok(()),
+            false => Err(BlockError::StrangersBatch(*digest)),
         }
-        match self.ordered.contains_key(&(facts.expiry, *digest)) {
-            true => Err(BlockError::OrderedBefore(*digest)),
-            false => Ok(()),
-        }
+    }
+
+    /// Whether a block has named a batch that could be named again.
+    pub fn has_ordered(&self, digest: &Hash) -> bool {
+        self.ordered.contains_key(digest)
     }
 
     /// Whether a transaction may go into a batch now. Its signature is checked elsewhere, many at a time.
@@ -549,8 +571,14 @@ impl Chain {
         assert_eq!(block.header.parent, self.tip.hash, "blocks follow each other");
         let Header { height, author, time_ms, .. } = block.header;
         self.tip = Tip { height, hash: block.hash(), author, time_ms };
-        self.ordered.extend(block.batches.iter().zip(named).map(|(digest, facts)| ((facts.expiry, *digest), height)));
-        self.ordered = self.ordered.split_off(&(height.next(), Hash([0; 32])));
+        for (digest, facts) in block.batches.iter().zip(named) {
+            self.ordered.insert(*digest, Ordered { expiry: facts.expiry, named_at: height });
+            self.expiries.insert((facts.expiry, *digest));
+        }
+        let left = self.expiries.split_off(&(height.next(), Hash([0; 32])));
+        for (_, digest) in std::mem::replace(&mut self.expiries, left) {
+            self.ordered.remove(&digest);
+        }
     }
 
     /// What it takes to execute the next block that was not; the batches are those that it names, in their order.
@@ -568,6 +596,7 @@ impl Chain {
             batches,
             system: self.system.clone(),
             acts_at: Height(height.0 + self.lag + 1),
+            expiry_max: Height(height.0.saturating_add(self.expiry_heights_max)),
         }
     }
 

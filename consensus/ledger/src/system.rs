@@ -43,6 +43,9 @@ pub const OPEN_VOTES_MAX: usize = 64;
 /// hashed with every block.
 pub const SENT_MAX: usize = 256;
 
+/// Heights from one rotation of a validator's key to the next: each leaves a set of validators behind that is remembered for long.
+pub const ROTATE_HEIGHTS_MIN: u64 = 1_000;
+
 /// How long sets of validators that are over are known, for evidence against those who were in them. Whoever left longer ago is nobody's
 /// concern here any more.
 pub const SETS_KEPT_HEIGHTS: u64 = 100_000;
@@ -217,6 +220,10 @@ pub struct System {
     executed: BTreeMap<(Height, TransactionId), NodeKey>,
     /// Forms of blocks, by the first height that each is for.
     versions: BTreeMap<Height, u32>,
+    /// Keys that have taken another's place in the last [`ROTATE_HEIGHTS_MIN`] heights, and when.
+    rotated: BTreeMap<NodeKey, Height>,
+    /// How many each has sent, of those in `executed`.
+    sent: BTreeMap<NodeKey, usize>,
 }
 
 impl System {
@@ -228,6 +235,8 @@ impl System {
             guilty: BTreeMap::new(),
             executed: BTreeMap::new(),
             versions: BTreeMap::from([(Height(0), VERSION)]),
+            rotated: BTreeMap::new(),
+            sent: BTreeMap::new(),
         }
     }
 
@@ -279,9 +288,11 @@ impl System {
         if self.executed.contains_key(&place) {
             return Outcome::Skipped(Code::KNOWN);
         }
-        if self.executed.values().filter(|sender| **sender == transaction.account).count() >= SENT_MAX {
+        let sent = self.sent.entry(transaction.account).or_default();
+        if *sent >= SENT_MAX {
             return Outcome::Skipped(Code::TOO_MANY);
         }
+        *sent += 1;
         self.executed.insert(place, transaction.account);
         let done = match transaction.kind {
             Kind::Validators => self.wish(chain, transaction, height, acts_at),
@@ -296,7 +307,14 @@ impl System {
 
     /// Forgets what can't come again.
     pub(crate) fn forget_before(&mut self, height: Height) {
-        self.executed = self.executed.split_off(&(height, TransactionId([0; 32])));
+        let left = self.executed.split_off(&(height, TransactionId([0; 32])));
+        for sender in std::mem::replace(&mut self.executed, left).values() {
+            if let Some(sent) = self.sent.get_mut(sender) {
+                *sent -= 1;
+            }
+        }
+        self.sent.retain(|_, sent| *sent > 0);
+        self.rotated.retain(|_, at| height.0 - at.0 < ROTATE_HEIGHTS_MIN);
         for votes in self.votes.values_mut() {
             votes.retain(|_, at| height.0 - at.0 <= VOTE_HEIGHTS_MAX);
         }
@@ -331,10 +349,14 @@ impl System {
             Wish::Remove(key) => Change::Remove(key),
             Wish::Upgrade { version, from } => Change::Upgrade { version, from },
             Wish::Rotate(key, proof) => {
+                if self.rotated.contains_key(&voter) {
+                    return Err(Code::TOO_SOON);
+                }
                 proven(&key, &proof)?;
                 let keys = latest.iter().map(|old| if *old == voter { key } else { *old });
                 let set = ValidatorSet::new(keys.collect()).map_err(|_| Code::NO_CHANGE)?;
                 self.sets.insert(acts_at, set);
+                self.take_place(voter, key, height);
                 return Ok(());
             }
         };
@@ -358,11 +380,30 @@ impl System {
         if votes.keys().filter(|voter| latest.contains(voter)).count() >= latest.quorum() {
             self.votes.remove(&change);
             match outcome {
-                Outcoming::Set(set) => _ = self.sets.insert(acts_at, set),
+                Outcoming::Set(set) => {
+                    // Who has no vote any more has given none.
+                    self.votes.values_mut().for_each(|votes| votes.retain(|voter, _| set.contains(voter)));
+                    self.votes.retain(|_, votes| !votes.is_empty());
+                    self.sets.insert(acts_at, set);
+                }
                 Outcoming::Version(from, version) => _ = self.versions.insert(from, version),
             }
         }
         Ok(())
+    }
+
+    /// A key takes another's place, with its votes and all that it has sent: a validator with many keys is one.
+    fn take_place(&mut self, old: NodeKey, new: NodeKey, height: Height) {
+        self.executed.values_mut().filter(|sender| **sender == old).for_each(|sender| *sender = new);
+        if let Some(sent) = self.sent.remove(&old) {
+            *self.sent.entry(new).or_default() += sent;
+        }
+        for votes in self.votes.values_mut() {
+            if let Some(at) = votes.remove(&old) {
+                votes.insert(new, at);
+            }
+        }
+        self.rotated.insert(new, height);
     }
 
     fn evidence(&mut self, chain: &ChainId, payload: &[u8]) -> Result<(), Code> {
@@ -392,6 +433,7 @@ impl System {
     /// guilty:   count u64 | (key 32 | height u64 | round u32) each
     /// executed: count u64 | (expiry u64 | transaction 32 | sender 32) each
     /// versions: count u64 | (from height u64 | version u32) each
+    /// rotated:  count u64 | (key 32 | height u64) each
     /// ```
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -428,6 +470,11 @@ impl System {
             bytes.extend(height.0.to_le_bytes());
             bytes.extend(version.to_le_bytes());
         }
+        number(&mut bytes, self.rotated.len());
+        for (key, height) in &self.rotated {
+            bytes.extend(key.0);
+            bytes.extend(height.0.to_le_bytes());
+        }
         bytes
     }
 
@@ -440,6 +487,8 @@ impl System {
             guilty: BTreeMap::new(),
             executed: BTreeMap::new(),
             versions: BTreeMap::new(),
+            rotated: BTreeMap::new(),
+            sent: BTreeMap::new(),
         };
         for _ in 0..cursor.u64()? {
             let from = Height(cursor.u64()?);
@@ -463,10 +512,16 @@ impl System {
         }
         for _ in 0..cursor.u64()? {
             let place = (Height(cursor.u64()?), TransactionId(cursor.array()?));
-            this.executed.insert(place, NodeKey(cursor.array()?));
+            let sender = NodeKey(cursor.array()?);
+            if this.executed.insert(place, sender).is_none() {
+                *this.sent.entry(sender).or_default() += 1;
+            }
         }
         for _ in 0..cursor.u64()? {
             this.versions.insert(Height(cursor.u64()?), cursor.u32()?);
+        }
+        for _ in 0..cursor.u64()? {
+            this.rotated.insert(NodeKey(cursor.array()?), Height(cursor.u64()?));
         }
         if !cursor.is_empty() {
             return Err(DecodeError::Long(cursor.left()));

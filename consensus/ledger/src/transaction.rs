@@ -271,6 +271,10 @@ impl Code {
     pub const KNOWN: Self = Self(9);
     /// Its sender has sent too many of the ledger's transactions, or has too many open votes.
     pub const TOO_MANY: Self = Self(10);
+    /// One of the ledger's that would have to be remembered for too long.
+    pub const EXPIRES_TOO_LATE: Self = Self(11);
+    /// The key has taken another's place not long ago.
+    pub const TOO_SOON: Self = Self(12);
     /// The first that is the application's.
     pub const APPLICATION: Self = Self(256);
 }

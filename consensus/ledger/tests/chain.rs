@@ -380,6 +380,66 @@ fn wishes_and_transactions_of_one_validator_are_bounded() {
     assert_eq!(node.advance(&[again]).1.outcomes[0].1, Outcome::Failed(Code::TOO_MANY), "its votes are still open");
 }
 
+/// A validator that changes its key is the one that it was: what it may send and vote for does not begin anew, and it may not change it over and
+/// over. What would be remembered for ever is not executed.
+#[test]
+fn another_key_gives_no_more_votes_and_transactions() {
+    let mut node = Node::new();
+    let new = identity(6);
+    let proof = new.sign(PROOF_DOMAIN, &proof_message(&node.id(), &new.public()));
+    let vote = |node: &Node, by: u8, number: usize| {
+        node.vote(by, &Wish::Upgrade { version: 2 + number as u32, from: Height(50_000) })
+    };
+    let mut all: Vec<Vec<u8>> = (0..OPEN_VOTES_MAX).map(|number| vote(&node, 2, number)).collect();
+    all.push(node.vote(2, &Wish::Rotate(new.public(), proof)));
+    let again = identity(7);
+    let proof = again.sign(PROOF_DOMAIN, &proof_message(&node.id(), &again.public()));
+    all.push(vote(&node, 6, OPEN_VOTES_MAX));
+    all.push(node.vote(6, &Wish::Rotate(again.public(), proof)));
+    all.push(vote(&node, 2, OPEN_VOTES_MAX));
+    all.extend((0..SENT_MAX).map(|number| vote(&node, 6, OPEN_VOTES_MAX + 1 + number)));
+    let (_, executed) = node.advance(&all);
+    let outcomes = outcomes(&executed);
+    let [voted @ .., rotated] = &outcomes[..=OPEN_VOTES_MAX] else { unreachable!() };
+    assert!(voted.iter().chain([rotated]).all(|outcome| *outcome == Outcome::DONE));
+    let failed = Outcome::Failed;
+    assert_eq!(
+        outcomes[OPEN_VOTES_MAX + 1..][..3],
+        [failed(Code::TOO_MANY), failed(Code::TOO_SOON), failed(Code::NOT_A_VALIDATOR)]
+    );
+    let skipped = outcomes.iter().filter(|outcome| **outcome == Outcome::Skipped(Code::TOO_MANY)).count();
+    assert_eq!(skipped, OPEN_VOTES_MAX + 3, "all but what the old key has left over");
+    let signer = identity(1);
+    let draft = TransactionDraft {
+        kind: Kind::Validators,
+        account: signer.public(),
+        nonce: 0,
+        fee: 0,
+        expiry: Height(u64::MAX),
+        payload: &Wish::Remove(identity(3).public()).encode(),
+    };
+    let late = draft.encode(&node.id(), |domain, message| Ok::<_, ()>(signer.sign(domain, message))).unwrap();
+    assert_eq!(node.advance(&[late]).1.outcomes[0].1, Outcome::Skipped(Code::EXPIRES_TOO_LATE));
+    (0..1_000).for_each(|_| drop(node.advance(&[])));
+    let proof = again.sign(PROOF_DOMAIN, &proof_message(&node.id(), &again.public()));
+    let rotate = node.vote(6, &Wish::Rotate(again.public(), proof));
+    assert_eq!(node.advance(&[rotate]).1.outcomes[0].1, Outcome::DONE);
+}
+
+/// What a block has named can't be named again, also while it is not known yet who votes.
+#[test]
+fn an_ordered_batch_is_known_as_such_whatever_is_not_executed() {
+    let mut node = Node::new();
+    let batch = node.batch(&[]);
+    let block = node.chain.make(identity(1).public(), 2_000, vec![batch.digest()]).unwrap();
+    node.chain.decided(&block, &[batch.facts()]);
+    let next = node.chain.make(identity(1).public(), 2_000, Vec::new()).unwrap();
+    node.chain.decided(&next, &[]);
+    assert!(matches!(node.chain.validators(), Err(BlockError::NotExecuted(_))));
+    let known = Err(BlockError::OrderedBefore(batch.digest()));
+    assert_eq!(node.chain.check_batch(&batch.digest(), &batch.facts()), known);
+}
+
 /// A node goes on from a snapshot as from the beginning, wherever it was made.
 #[test]
 fn a_snapshot_is_as_good_as_all_that_came_before() {

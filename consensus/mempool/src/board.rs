@@ -96,6 +96,11 @@ impl Board {
         self.batches.get(digest).map(|entry| Facts { author: entry.author, expiry: entry.expiry })
     }
 
+    /// Whether a batch is here and no block names it.
+    pub fn is_open(&self, digest: &Hash) -> bool {
+        self.batches.get(digest).is_some_and(|entry| matches!(entry.place, Place::Open(_)))
+    }
+
     /// Batches that no block names, in the order in which they came.
     pub fn open(&self) -> impl Iterator<Item = Hash> {
         self.open.values().copied()

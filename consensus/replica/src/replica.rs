@@ -298,6 +298,9 @@ impl Replica {
         if self.board.contains(digest) {
             return Err(BoardRefusal::Known.into());
         }
+        if self.chain.has_ordered(digest) {
+            return Err(BlockError::OrderedBefore(*digest).into());
+        }
         if self.fetching.contains(digest) {
             return Ok(()); // a block names it
         }
@@ -318,7 +321,10 @@ impl Replica {
             self.made.insert(digest, taken);
         }
         self.fetching.remove(&digest);
-        _ = self.board.insert(batch); // it may have come twice
+        // It may have come twice, also so late that the board has it no more: what a block has named is nobody's to name again.
+        if !self.chain.has_ordered(&digest) {
+            _ = self.board.insert(batch);
+        }
         self.run(now, VecDeque::new());
     }
 
@@ -507,7 +513,8 @@ impl Replica {
         self.validating.retain(|block| block.header.height == next);
         for place in 0..self.validating.len() {
             let block = self.validating[place].clone();
-            if block.batches.iter().any(|digest| self.bad.contains(digest)) {
+            let is_bad = |digest: &Hash| self.bad.contains(digest) || self.chain.has_ordered(digest);
+            if block.batches.iter().any(is_bad) {
                 return Some((place, false));
             }
             let Some(named) = self.facts(&block) else { continue };

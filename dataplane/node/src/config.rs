@@ -165,6 +165,18 @@ pub enum Readers {
     Keys(Vec<NodeKey>),
 }
 
+/// Which shard a ledger runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LedgerShard {
+    /// One of its own on a node of four or more: a quarter of such a machine is much, and votes wait for nobody there.
+    Auto,
+    /// One of its own, which takes no clients but those who ask for none: the last of `node.shards`.
+    Own,
+    /// One that serves clients too.
+    Shared,
+}
+
 /// `[ledger]`: the chain that the node takes part in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,6 +196,8 @@ pub struct LedgerConfig {
     pub outcomes_max: u32,
     /// Heights from one snapshot of the state to the next; a restart executes the blocks behind the latest. 0: none is made.
     pub snapshot_heights: u64,
+    /// Which shard it runs on.
+    pub shard: LedgerShard,
     /// Socket of the application's process, in the data folder or an absolute path; empty: the reference application runs in the node.
     pub application: String,
 }
@@ -253,6 +267,7 @@ impl Default for LedgerConfig {
             client_bytes_max: waiting.peer_bytes_max as u64,
             outcomes_max: 1_000_000,
             snapshot_heights: 2_000,
+            shard: LedgerShard::Auto,
             application: String::new(),
         }
     }

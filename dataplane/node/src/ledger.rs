@@ -1,4 +1,5 @@
-//! The ledger of a node: a replica of the chain, and a validator if the node's key is one. It lives on shard 0.
+//! The ledger of a node: a replica of the chain, and a validator if the node's key is one. It lives on one shard: on larger machines one of its
+//! own, otherwise one that serves clients too.
 //!
 //! `metanode-replica` decides; here is what it decides done:
 //!
@@ -11,7 +12,7 @@
 //! * `links`: connections to the other validators, which this node dials; `incoming`: those that it accepts;
 //! * `submit`: transactions of clients; `results`: what became of the latest, in memory, and `outcomes`: of all, on disk; `answer`: what else
 //!   clients ask;
-//! * `route`: from the other shards to shard 0 and back;
+//! * `route`: from the other shards to the ledger's and back;
 //! * `open`: a ledger's folder, and the chain that it has; `files`: what lies there.
 //!
 //! *Invariant*: nothing is said before the sign state has it on disk, and a block's effects are shown to nobody before its decision is there.
@@ -42,5 +43,5 @@ pub use open::{LedgerError, application_socket, begin_sign_state, has_sign_state
 
 pub(crate) use incoming::serve as serve_peer;
 pub(crate) use open::{LedgerSeed, prepare, start};
-pub(crate) use route::{LedgerPort, LedgerReply, LedgerRequest, LedgerRoute, mesh};
+pub(crate) use route::{LedgerPort, LedgerReply, LedgerRequest, LedgerRoute, home, mesh};
 pub(crate) use submit::Sender;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use metanode_crypto::tls::ALPN_BPI;
-use metanode_quic::{Connection, Datagram, Endpoint, ShardSocket};
+use metanode_quic::{Connection, Datagram, Endpoint, ShardSocket, steer::Layout};
 use metanode_shard::{
-    ShardCount, ShardId, Task,
+    ShardId, Task,
     mesh::{InjectorPort, MeshPort},
     now, sleep, spawn_local, timeout,
 };
@@ -47,7 +47,7 @@ pub(crate) enum Event {
 /// What a shard's thread starts with.
 pub(crate) struct Seed {
     pub(crate) shard: ShardId,
-    pub(crate) count: ShardCount,
+    pub(crate) layout: Layout,
     pub(crate) config: Arc<Config>,
     pub(crate) quic: metanode_quic::Config,
     pub(crate) quic_counters: Arc<metanode_quic::Counters>,
@@ -77,7 +77,7 @@ const CLOSE_TIME_MAX: Duration = Duration::from_millis(300);
 pub(crate) async fn run(seed: Seed) {
     let Seed {
         shard,
-        count,
+        layout,
         config,
         quic,
         quic_counters,
@@ -109,7 +109,7 @@ pub(crate) async fn run(seed: Seed) {
         match commands.recv().await {
             Command::Serve => {
                 let Some((socket, forward)) = socket_parts.take() else { continue };
-                let made = Endpoint::with_counters(socket, quic.clone(), shard, count, forward, quic_counters.clone());
+                let made = Endpoint::with_counters(socket, quic.clone(), shard, layout, forward, quic_counters.clone());
                 let served = made.map(|made| {
                     endpoint = Some(made.clone());
                     serve(&this, made);

@@ -13,7 +13,7 @@ use std::{
 use metanode_admin_api::{NodeStatusInfo, StoreStatus};
 use metanode_shard::Stalls;
 use metanode_store::{StoreCounters, StoreShared};
-use metanode_types::{NodeKey, ShardId};
+use metanode_types::NodeKey;
 
 use crate::{
     config::Config,
@@ -105,7 +105,7 @@ impl NodeState {
 
     /// The store's numbers, summed over all shards. Work that was asked for is done when the last shard has done it.
     pub(crate) fn store_status(&self) -> StoreStatus {
-        let counters: Vec<_> = (0..self.shards.len()).map(|index| self.store.counters(ShardId(index as u16))).collect();
+        let counters: Vec<_> = self.store.shards().iter().map(|shard| self.store.counters(shard)).collect();
         let sum = |of: fn(&StoreCounters) -> u64| counters.iter().map(|shard| of(shard)).sum();
         let least = |of: fn(&StoreCounters) -> u64| counters.iter().map(|shard| of(shard)).min().unwrap_or(0);
         StoreStatus {

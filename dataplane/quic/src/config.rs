@@ -2,13 +2,13 @@ use std::{sync::Arc, time::Duration};
 
 use metanode_congestion::Congestion;
 use metanode_crypto::{CidKey, NodeSecret};
-use metanode_types::{ShardCount, ShardId};
+use metanode_types::ShardId;
 use quinn_proto::{
     EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
     crypto::{HandshakeTokenKey, HmacKey, rustls::QuicServerConfig},
 };
 
-use crate::steer::ShardCids;
+use crate::steer::{Layout, ShardCids};
 
 /// Fewest streams a peer may have open: below, one connection can't keep a disk busy.
 pub const STREAMS_MIN: u16 = 16;
@@ -158,11 +158,11 @@ impl Config {
         server
     }
 
-    pub(crate) fn endpoint(&self, shard: ShardId, count: ShardCount) -> EndpointConfig {
+    pub(crate) fn endpoint(&self, shard: ShardId, layout: Layout) -> EndpointConfig {
         let mut endpoint = EndpointConfig::new(self.keys.reset.clone());
         let key = self.keys.cid.clone();
         endpoint
-            .cid_generator(move || Box::new(ShardCids { shard, count, key: key.clone() }))
+            .cid_generator(move || Box::new(ShardCids { shard, layout, key: key.clone() }))
             .max_udp_payload_size(self.mtu_max)
             .expect("the MTU was validated");
         endpoint

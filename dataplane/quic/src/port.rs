@@ -15,6 +15,8 @@ use metanode_types::ShardCount;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::steer::{APART_BYTE, Layout};
+
 /// io_uring holds the sockets of a node that has just ended for some more milliseconds (3 to 11 measured): a restart waits.
 const BIND_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -61,29 +63,29 @@ struct UdpShardSocket {
 }
 
 impl PortGroup {
-    /// Binds `shards` sockets to `address` (port 0: a free one; the address returned has the real port) and steers by
+    /// Binds a socket for each shard to `address` (port 0: a free one; the address returned has the real port) and steers by
     /// [`steer::owner`](crate::steer::owner).
     ///
     /// Fails with `AddrInUse` when another process keeps the port, another group of sockets included.
-    pub fn bind(address: SocketAddr, shards: ShardCount) -> io::Result<(SocketAddr, Vec<ShardSocket>)> {
-        Self::bind_group(address, shards, true)
+    pub fn bind(address: SocketAddr, layout: impl Into<Layout>) -> io::Result<(SocketAddr, Vec<ShardSocket>)> {
+        Self::bind_group(address, layout.into(), true)
     }
 
     /// Leaves the placing of packets to the kernel, which goes by their addresses: for tests of forwarding.
     #[doc(hidden)]
     pub fn bind_unsteered(address: SocketAddr, shards: ShardCount) -> io::Result<(SocketAddr, Vec<ShardSocket>)> {
-        Self::bind_group(address, shards, false)
+        Self::bind_group(address, shards.into(), false)
     }
 
-    fn bind_group(address: SocketAddr, shards: ShardCount, steer: bool) -> io::Result<(SocketAddr, Vec<ShardSocket>)> {
+    fn bind_group(address: SocketAddr, layout: Layout, steer: bool) -> io::Result<(SocketAddr, Vec<ShardSocket>)> {
         let mut address = address;
         let mut sockets: Vec<UdpSocket> = Vec::new();
-        for shard in shards.iter() {
+        for shard in layout.all().iter() {
             let socket = new_socket(address)?;
             if shard.0 == 0 && steer {
                 // Before the first bind. A group that has a program refuses sockets without one, so that a second node on
                 // this port gets an error instead of half the packets; and no packet is ever placed by hash.
-                attach_steering(&socket, shards)?;
+                attach_steering(&socket, layout)?;
             }
             bind_patiently(&socket, address)?;
             if shard.0 == 0 {
@@ -262,12 +264,16 @@ fn bind_patiently(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 
 /// The steering rule as a classic BPF program over the UDP payload. A load behind the end of the packet ends it with socket 0; a
 /// result that is no socket makes the kernel place the packet by its addresses.
-fn steering_program(count: ShardCount) -> [libc::sock_filter; 10] {
+fn steering_program(layout: Layout) -> [libc::sock_filter; 12] {
     let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     let jump_if_bits = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
     let jump_if_at_least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    let jump_if_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let jump = libc::BPF_JMP | libc::BPF_JA;
+    let shards = layout.shards();
+    let is_apart = layout.all() != shards;
+    let apart_byte = if is_apart { u32::from(APART_BYTE) } else { 256 }; // or no byte
     let modulo = libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K;
     let return_a = libc::BPF_RET | libc::BPF_A;
     let return_k = libc::BPF_RET | libc::BPF_K;
@@ -275,18 +281,20 @@ fn steering_program(count: ShardCount) -> [libc::sock_filter; 10] {
         /* 0 */ op(load_byte, 0, 0, 0), // the first byte
         /* 1 */ op(jump_if_bits, 0, 4, 0x80), // long header: 2, short: 6
         /* 2 */ op(load_byte, 0, 0, 5), // length of the destination connection ID
-        /* 3 */ op(jump_if_at_least, 0, 5, 8), // 4, else 9
+        /* 3 */ op(jump_if_at_least, 0, 7, 8), // 4, else 11
         /* 4 */ op(load_byte, 0, 0, 6), // its first byte
         /* 5 */ op(jump, 0, 0, 1), // 7
         /* 6 */ op(load_byte, 0, 0, 1), // its first byte
-        /* 7 */ op(modulo, 0, 0, u32::from(count.get())),
-        /* 8 */ op(return_a, 0, 0, 0),
-        /* 9 */ op(return_k, 0, 0, u32::MAX), // no socket
+        /* 7 */ op(jump_if_equal, 2, 0, apart_byte), // 10, else 8
+        /* 8 */ op(modulo, 0, 0, u32::from(shards.get())),
+        /* 9 */ op(return_a, 0, 0, 0),
+        /* 10 */ op(return_k, 0, 0, u32::from(shards.get())), // behind the others
+        /* 11 */ op(return_k, 0, 0, u32::MAX), // no socket
     ]
 }
 
-fn attach_steering(socket: &Socket, count: ShardCount) -> io::Result<()> {
-    let mut program = steering_program(count);
+fn attach_steering(socket: &Socket, layout: Layout) -> io::Result<()> {
+    let mut program = steering_program(layout);
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // socket2 attaches socket filters but not REUSEPORT programs.
     // SAFETY: `filter` describes `program`, both outlive the call, and the kernel copies and checks the program.
@@ -337,17 +345,20 @@ mod tests {
     fn the_kernel_steers_by_the_same_rule() {
         for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
             for n in [1, 2, 3, 5] {
-                let (address, sockets) = PortGroup::bind(SocketAddr::new(ip, 0), count(n)).unwrap();
-                assert_ne!(address.port(), 0);
-                for byte in (0..=255u8).step_by(37) {
-                    for datagram in [vec![0x40, byte, 1, 2], vec![0xc0, 0, 0, 0, 1, 8, byte, 2, 3, 4]] {
-                        let ShardId(owner) = steer::owner(&datagram, count(n)).unwrap();
-                        assert_eq!(arrival(&sockets, address, &datagram), usize::from(owner), "{n} {datagram:?}");
+                for layout in [count(n).into(), Layout::with_apart(count(n))] {
+                    let (address, sockets) = PortGroup::bind(SocketAddr::new(ip, 0), layout).unwrap();
+                    assert_ne!(address.port(), 0);
+                    for byte in (0..=255u8).step_by(37).chain([254, 255]) {
+                        for datagram in [vec![0x40, byte, 1, 2], vec![0xc0, 0, 0, 0, 1, 8, byte, 2, 3, 4]] {
+                            let ShardId(owner) = steer::owner(&datagram, layout).unwrap();
+                            let arrived = arrival(&sockets, address, &datagram);
+                            assert_eq!(arrived, usize::from(owner), "{layout:?} {datagram:?}");
+                        }
                     }
+                    // Nothing to steer by: it arrives somewhere.
+                    arrival(&sockets, address, &[0xc0, 0, 0, 0, 1, 0]);
+                    arrival(&sockets, address, &[0xc0]);
                 }
-                // Nothing to steer by: it arrives somewhere.
-                arrival(&sockets, address, &[0xc0, 0, 0, 0, 1, 0]);
-                arrival(&sockets, address, &[0xc0]);
             }
         }
     }

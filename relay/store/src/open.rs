@@ -9,6 +9,7 @@ use std::{
 };
 
 use metanode_blob::partition::{Order, Partition};
+use metanode_log::{SegmentIdentity, WriterLimits};
 use metanode_shard::{
     fill_random,
     fs::{self, PlainFile, sync_folder},
@@ -162,6 +163,11 @@ impl StoreShared {
         self.0.report
     }
 
+    /// How many shards look after something.
+    pub fn shards(&self) -> ShardCount {
+        self.0.config.shards
+    }
+
     /// The counters of a shard.
     pub fn counters(&self, shard: ShardId) -> Arc<StoreCounters> {
         self.0.counters[shard.index()].clone()
@@ -169,6 +175,12 @@ impl StoreShared {
 }
 
 impl Shared {
+    /// One that has nothing, and is asked for nothing.
+    pub(crate) fn empty_partition(&self, shard: ShardId) -> Partition {
+        let identity = SegmentIdentity { store: self.store, log: shard.0, segment: 0 };
+        Partition::new(identity, self.boot, WriterLimits::for_segments(self.segment_bytes), 0)
+    }
+
     pub(crate) fn take_partition(&self, shard: ShardId) -> Option<Partition> {
         self.partitions.lock().unwrap_or_else(|e| e.into_inner()).get_mut(shard.index())?.take()
     }

@@ -74,12 +74,17 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Store {
-    /// Starts the store of a shard; every shard of the process must do so. Each partition can be taken once.
+    /// Starts the store of a shard; every shard of the process must do so. Each partition can be taken once. A shard behind those of the
+    /// store is a guest: it looks after nothing, and asks the others for everything.
     pub async fn open(shared: StoreShared, shard: ShardId, port: StorePort) -> Result<Self, OpenError> {
         let shared = shared.0;
-        let partition = shared
-            .take_partition(shard)
-            .ok_or(OpenError::Damaged { path: shared.config.path.clone(), what: "this partition is in use" })?;
+        let is_guest = shard.0 >= shared.config.shards.get();
+        let partition = match is_guest {
+            true => shared.empty_partition(shard),
+            false => shared
+                .take_partition(shard)
+                .ok_or(OpenError::Damaged { path: shared.config.path.clone(), what: "this partition is in use" })?,
+        };
         let log = LogFiles::new(&shared, shard.0).map_err(OpenError::io(&shared.config.path))?;
         let shards = shared.config.shards;
         let inner = Rc::new(Inner {
@@ -88,7 +93,7 @@ impl Store {
             files: Files::new(shared.config.path.clone()),
             cache: Cache::new(shared.config.cache_bytes_max / u64::from(shards.get())),
             hashes: HashBatcher::default(),
-            counters: shared.counters[shard.index()].clone(),
+            counters: shared.counters.get(shard.index()).cloned().unwrap_or_default(),
             work: Notify::default(),
             idle: Notify::default(),
             compact: Notify::default(),
@@ -104,8 +109,11 @@ impl Store {
             shard,
             shards,
         });
-        spawn_local(commit::run(inner.clone())).detach();
         spawn_local(route::receive(inner.clone())).detach();
+        if is_guest {
+            return Ok(Self(inner));
+        }
+        spawn_local(commit::run(inner.clone())).detach();
         spawn_local(compact::run(inner.clone())).detach();
         spawn_local(checkpoint::run(inner.clone())).detach();
         spawn_local(maintain::run(inner.clone())).detach();
@@ -120,7 +128,7 @@ impl Store {
         self.0.shard
     }
 
-    /// All shards.
+    /// All shards that look after something.
     pub fn shards(&self) -> ShardCount {
         self.0.shards
     }
@@ -313,6 +321,9 @@ impl Store {
     /// Commits what is staged; writes are refused from then on.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
         self.0.closing.set(true);
+        if self.0.shard.0 >= self.0.shards.get() {
+            return Ok(()); // a guest has nothing to close
+        }
         // The log wakes for every change by itself: waking it here, each time it says that it is idle, would keep both of them
         // running for ever and the disk and the other shards from being heard.
         while !self.0.partition.borrow().log_state().idle || self.0.background.get() > 0 {

@@ -134,7 +134,15 @@ fn a_restart_goes_on_from_a_snapshot_and_knows_what_was_before() {
     let mut network = Network::new(1, &["--empty-ms", "100"]);
     network.start_all();
     let mut ids = scenario(async {
-        let ids = pay(&network, 0..4_000).await;
+        // A state of several pieces.
+        let client = network.client(0).await.unwrap();
+        for nonce in 0..100 {
+            let (name, value) = (format!("{nonce}"), vec![nonce as u8; 10_000]);
+            let set = Operation::Set { name: name.as_bytes(), value: &value };
+            let encoded = transaction(&network.chain(), &network.operator(), nonce, 1, 90_000, &set);
+            assert_eq!(client.submit(encoded.into()).await.unwrap(), []);
+        }
+        let ids = pay(&network, 100..4_100).await;
         eventually("two snapshots", TIME, async || (snapshots(&network).len() == 2).then_some(())).await;
         ids
     });
@@ -164,8 +172,9 @@ fn a_restart_goes_on_from_a_snapshot_and_knows_what_was_before() {
     let damage = |network: &Network, height: u64| {
         let path = network.data(0).join(format!("ledger/snapshot-{height}"));
         let mut bytes = fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
+        assert!(bytes.len() > 1_000_000, "several pieces");
+        let last = bytes.len() - 1_000; // the others are taken before it is seen
+        bytes[last] = bytes[last].wrapping_add(1); // twice is damage too
         fs::write(&path, bytes).unwrap();
     };
     let heights = snapshots(&network);
@@ -174,7 +183,7 @@ fn a_restart_goes_on_from_a_snapshot_and_knows_what_was_before() {
     check(&network, &ids);
     assert_eq!(went_on_from(&network), heights[0]);
     assert!(network.node(0).log().contains("does not check"));
-    ids.extend(scenario(pay(&network, 4_000..4_500)));
+    ids.extend(scenario(pay(&network, 4_100..4_600)));
     network.stop(0);
     snapshots(&network).into_iter().for_each(|height| damage(&network, height));
     network.start(0);
@@ -231,4 +240,45 @@ fn eventually_refused(network: &Network) -> String {
         })
         .await
     })
+}
+
+/// On larger machines the ledger has a shard of its own; clients of the store get what they want on the others, and everybody reaches it.
+#[test]
+fn a_ledger_on_a_shard_of_its_own() {
+    for (shards, shard) in [(3, "own"), (2, "shared"), (5, "auto")] {
+        let mut network = Network::new(4, &["--empty-ms", "200"]);
+        for index in 0..4 {
+            let path = network.data(index).join("metanode.toml");
+            let config = fs::read_to_string(&path).unwrap();
+            let config = config.replace("shards = 1", &format!("shards = {shards}"));
+            assert!(config.contains("shard = \"auto\""));
+            fs::write(&path, config.replace("shard = \"auto\"", &format!("shard = \"{shard}\""))).unwrap();
+        }
+        network.start_all();
+        network.cli(&format!("tx send pay {OTHER} 5 --fee 1")).ok();
+        // Blobs of all shards, by a client that knows how many there are.
+        let folder = network.beside("folder");
+        fs::create_dir(&folder).unwrap();
+        (0..40).for_each(|number| fs::write(folder.join(number.to_string()), [number; 500]).unwrap());
+        let put = network.cli(&format!("put {} -o json", folder.display())).ok().json();
+        let (hash, back) = (put["hash"].as_str().unwrap(), network.beside("back"));
+        network.cli(&format!("get {hash} {}", back.display())).ok();
+        assert_eq!(fs::read(back.join("39")).unwrap(), [39; 500]);
+        network.kill(2);
+        network.start(2);
+        scenario(async {
+            let height = network.client(0).await.unwrap().ledger_status().await.unwrap().height;
+            network.reach(2, height, TIME).await;
+            assert_eq!(account(&network.client(2).await.unwrap(), OTHER).await.unwrap().balance, 5);
+        });
+        assert_eq!(network.node(0).metric("node_shards"), f64::from(shards));
+        (0..4).for_each(|index| network.stop(index));
+    }
+    let network = Network::new(1, &[]);
+    let path = network.data(0).join("metanode.toml");
+    let config = fs::read_to_string(&path).unwrap().replace("shard = \"auto\"", "shard = \"own\"");
+    fs::write(&path, config).unwrap();
+    let refused = network.cli_on(&network.data(0), "start");
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("two shards at least"), "{}", refused.stderr);
 }

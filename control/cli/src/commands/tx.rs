@@ -84,6 +84,8 @@ fn words(code: Code) -> String {
         Code::NO_EVIDENCE => "it proves nothing",
         Code::KNOWN => "the same was executed before",
         Code::TOO_MANY => "its sender has sent too many such, or has too many open votes",
+        Code::EXPIRES_TOO_LATE => "it expires too late",
+        Code::TOO_SOON => "the key has been rotated not long ago",
         Code(256) => "the account can't pay the fee",
         Code(257) => "the account has less than the amount",
         Code(258) => "a name or value is too long",

@@ -123,6 +123,12 @@ const FIELDS: &[Field] = &[
     ),
     Field(
         "ledger",
+        "shard",
+        None,
+        "Which shard it runs on: \"own\" (the last of node.shards, for it alone), \"shared\", or \"auto\": own from four shards on.",
+    ),
+    Field(
+        "ledger",
         "application",
         None,
         "Socket of the application's process (`metanode ledger application`); empty: the node runs the reference application.",

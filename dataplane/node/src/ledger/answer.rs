@@ -23,6 +23,9 @@ use super::{
     validator::{Validator, away},
 };
 
+/// Time for the replica to hear of what the application has executed.
+const HEARD_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Outcomes in one reply: they fit a frame's body.
 const OUTCOMES_MAX: usize = metanode_types::limits::FRAME_BODY_BYTES_MAX / Outcome::BYTES;
 
@@ -84,18 +87,14 @@ async fn query(this: &Validator, kind: u8, account: [u8; 32], name: Vec<u8>) -> 
     })??;
     let height = Height(found.height);
     // The ledger's part is as of the same height once the replica has heard of it, which may take a moment.
-    let system = loop {
-        let (executed, system) = {
-            let replica = this.replica.borrow();
-            (replica.chain().executed_height(), replica.chain().system().hash())
-        };
-        match executed.cmp(&height) {
-            std::cmp::Ordering::Equal => break system,
-            std::cmp::Ordering::Less => metanode_shard::yield_now().await,
-            // Another block was executed meanwhile: the answer is of a height whose part is gone.
-            std::cmp::Ordering::Greater => return Err(Refusal::busy(1)),
-        }
+    _ = timeout(HEARD_TIME_MAX, this.executed.reach(height)).await; // it has, or there is no such height
+    let (executed, system) = {
+        let replica = this.replica.borrow();
+        (replica.chain().executed_height(), replica.chain().system().hash())
     };
+    if executed != height {
+        return Err(Refusal::busy(1)); // another block was executed meanwhile, and the ledger's part is gone
+    }
     Ok(LedgerFound {
         height: proven_at(this, height).0,
         key: found.key,

@@ -22,7 +22,8 @@ use metanode_ibft::{ChainId, Height};
 use metanode_ledger::{Done, Outcome, Plan, Transaction};
 use metanode_shard::{Companion, fs::FileLock};
 use metanode_types::Hash;
-use metanode_wire::{FrameReader, Refusal};
+use metanode_wire::{FrameReader, Refusal, RefusalCode};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::admin::bind;
 
@@ -31,6 +32,18 @@ const VERSIONS_KEPT: u64 = 16;
 
 /// Time for an answer. A block of the largest size takes a second or two; who needs longer is taken for stuck.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Time for a state of gigabytes to be made of its pieces, or of its genesis.
+const BEGIN_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Bytes of a value that is found, at most: with its proof it fits an answer to a client.
+const VALUE_BYTES_MAX: usize = 32 << 10;
+
+/// Hashes of a proof at most: as many as a key has bits.
+const BESIDE_MAX: usize = 256;
+
+/// Bytes of what an application calls the next piece of its state, at most.
+const NEXT_BYTES_MAX: usize = 1 << 10;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -49,9 +62,7 @@ pub(super) struct Gone(pub(super) String);
 impl From<io::Error> for Gone {
     fn from(error: io::Error) -> Self {
         Self(match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("no answer within {} s", ANSWER_TIME_MAX.as_secs())
-            }
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it does not answer in time".to_owned(),
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "nothing listens at its socket".to_owned(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
                 "it has ended the connection".to_owned()
@@ -59,6 +70,17 @@ impl From<io::Error> for Gone {
             _ => error.to_string(),
         })
     }
+}
+
+/// What is given to an application is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotTaken {
+    /// There is none.
+    #[error("{0}")]
+    Gone(#[from] Gone),
+    /// It has something against it.
+    #[error("the application refuses: {0}")]
+    Refused(Refusal),
 }
 
 /// See the module.
@@ -133,6 +155,10 @@ impl Place {
     }
 }
 
+fn hello(chain: ChainId) -> Request {
+    Request::Hello { agent: AGENT.to_owned(), chain: chain.0 }
+}
+
 fn unexpected() -> Gone {
     Gone("it answers something else than was asked".to_owned())
 }
@@ -169,14 +195,24 @@ impl App {
             if let Place::There(remote) = place {
                 remote.dial()?;
             }
-            place.state(Request::Hello { agent: AGENT.to_owned(), chain: chain.0 })
+            place.state(hello(chain))
         })
         .await
     }
 
     /// Gives it a part of a genesis or of a state.
-    pub(super) async fn give(&self, request: Request) -> Result<State, Gone> {
-        self.run(move |place| place.state(request)).await
+    pub(super) async fn give(&self, request: Request) -> Result<State, NotTaken> {
+        self.run(move |place| match place.ask(request)? {
+            Reply::State(state) => Ok(state),
+            Reply::Refused(refusal) => Err(NotTaken::Refused(refusal)),
+            _ => Err(unexpected().into()),
+        })
+        .await
+    }
+
+    /// What was begun to be given is given up.
+    pub(super) async fn give_up(&self, chain: ChainId) -> Result<(), Gone> {
+        self.run(move |place| place.state(hello(chain)).map(drop)).await
     }
 
     /// What it says to transactions: for each a code (0: nothing against it), and the nonce that its account is to use next.
@@ -192,6 +228,11 @@ impl App {
     /// What is there.
     pub(super) async fn query(&self, request: Request) -> Result<Result<Found, Refusal>, Gone> {
         self.run(move |place| match place.ask(request)? {
+            Reply::Found(Found { value: Some(value), .. }) if value.len() > VALUE_BYTES_MAX => {
+                let why = format!("a value of {} bytes: {VALUE_BYTES_MAX} fit an answer", value.len());
+                Ok(Err(Refusal::new(RefusalCode::NotSupported, why)))
+            }
+            Reply::Found(found) if found.beside.len() > BESIDE_MAX => Err(unexpected()),
             Reply::Found(found) => Ok(Ok(found)),
             Reply::Refused(refusal) => Ok(Err(refusal)),
             _ => Err(unexpected()),
@@ -201,8 +242,12 @@ impl App {
 
     /// A piece of the state of a height, and what to ask for next.
     pub(super) async fn export(&self, height: Height, after: Vec<u8>) -> Result<(Bytes, Option<Vec<u8>>), Gone> {
-        self.run(move |place| match place.demand(Request::Export { height: height.0, after })? {
-            Reply::Piece { piece, next } => Ok((piece, next)),
+        self.run(move |place| match place.demand(Request::Export { height: height.0, after: after.clone() })? {
+            Reply::Piece { piece, next } => match &next {
+                // One that does not go on would have a snapshot grow for ever.
+                Some(next) if piece.is_empty() || *next == after || next.len() > NEXT_BYTES_MAX => Err(unexpected()),
+                _ => Ok((piece, next)),
+            },
             _ => Err(unexpected()),
         })
         .await
@@ -285,7 +330,7 @@ struct Open {
 impl Remote {
     fn dial(&mut self) -> Result<(), Gone> {
         self.open = None;
-        let stream = UnixStream::connect(&self.socket)?;
+        let stream = connect(&self.socket)?;
         let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(io::Error::from)?;
         let uid = peer.uid.as_raw();
         if uid != self.owner && uid != 0 {
@@ -310,6 +355,16 @@ impl Remote {
     }
 }
 
+/// Connects without a wait: who has a full queue of connections is not there.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 impl Open {
     fn ask(&mut self, request: &Request) -> Result<Reply, Gone> {
         self.number = self.number.wrapping_add(1);
@@ -317,7 +372,11 @@ impl Open {
         let body = request.encode(&mut out, self.number);
         self.stream.write_all(&out)?;
         self.stream.write_all(&body)?;
-        let deadline = Instant::now() + ANSWER_TIME_MAX;
+        let time = match request {
+            Request::Begin { .. } | Request::Import { .. } => BEGIN_TIME_MAX,
+            _ => ANSWER_TIME_MAX,
+        };
+        let deadline = Instant::now() + time;
         let malformed = |error| Gone(format!("what it answers can't be read: {error}"));
         loop {
             if let Some(frame) = self.reader.next_frame().map_err(malformed)? {

@@ -26,7 +26,7 @@ pub(super) async fn make(this: Rc<Validator>, draft: BatchDraft) {
     let Ok(batch) = this.checks.beside(move || draft.finish(&chain, sign)).await;
     this.links.send_batch(batch.bytes());
     match keep(&this, &batch).await {
-        Ok(()) => this.act(|replica, now| replica.batch_here(now, &batch)),
+        Ok(()) => here(&this, &batch).await,
         Err(error) => {
             tracing::error!("a batch of {} transactions is lost: {error}", batch.count());
             this.act(|replica, now| replica.batch_failed(now));
@@ -36,12 +36,22 @@ pub(super) async fn make(this: Rc<Validator>, draft: BatchDraft) {
 
 /// On disk, and there until nobody needs it.
 async fn keep(this: &Validator, batch: &Batch) -> Result<(), StoreError> {
-    this.store.put_verified(batch.digest(), batch.bytes().clone(), kept()).await?;
-    if let Err(error) = this.arrivals.push(batch.digest()).await {
-        this.fail(format!("the list of batches: {error}"));
-    }
+    this.store.put_verified(batch.digest(), batch.bytes().clone(), kept()).await.map(drop)
+}
+
+/// It is on disk: the replica takes it. The list has what is open then, and nothing that a block has named: a restart removes what is on the
+/// list and over. (One that a crash keeps off the list is never removed, if no block names it.)
+async fn here(this: &Rc<Validator>, batch: &Batch) {
     this.batches.borrow_mut().insert(batch);
-    Ok(())
+    this.act(|replica, now| replica.batch_here(now, batch));
+    let is_open = this.replica.borrow().board().is_open(&batch.digest());
+    if is_open {
+        if let Err(error) = this.arrivals.push(batch.digest()).await {
+            this.fail(format!("the list of batches: {error}"));
+        }
+    } else if !this.replica.borrow().board().contains(&batch.digest()) {
+        this.batches.borrow_mut().remove(&batch.digest()); // it came too late
+    }
 }
 
 /// What came of a batch that somebody has sent.
@@ -57,7 +67,7 @@ enum Taken {
 async fn take(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Taken {
     match check(this, bytes, expected).await {
         Ok(batch) => {
-            this.act(|replica, now| replica.batch_here(now, &batch));
+            here(this, &batch).await;
             Taken::Here
         }
         Err(taken) => taken,
@@ -73,21 +83,26 @@ async fn check(this: &Rc<Validator>, bytes: Bytes, expected: Option<Hash>) -> Re
     if expected.is_none() && batch.author() == this.me() {
         return Err(Taken::Not); // an echo: it is on its way here by itself
     }
-    let wanted = this.replica.borrow().wants_batch(&batch.digest(), &batch.facts(), batch.bytes().len());
-    if let Err(refusal) = wanted {
-        if let BatchRefusal::Chain(error) = refusal {
-            tracing::debug!("a batch is not taken: {error}");
-        }
-        return Err(Taken::Not);
-    }
+    wanted(this, &batch)?;
     if !this.checks.batch(batch.clone(), expected.is_some()).await {
         return Err(Taken::Bad);
     }
+    wanted(this, &batch)?; // still: it may have come another way, and be named and executed
     if let Err(error) = keep(this, &batch).await {
         tracing::error!("a batch is not stored: {error}");
         return Err(Taken::Not);
     }
     Ok(batch)
+}
+
+fn wanted(this: &Validator, batch: &Batch) -> Result<(), Taken> {
+    let wanted = this.replica.borrow().wants_batch(&batch.digest(), &batch.facts(), batch.bytes().len());
+    wanted.map_err(|refusal| {
+        if let BatchRefusal::Chain(error) = refusal {
+            tracing::debug!("a batch is not taken: {error}");
+        }
+        Taken::Not
+    })
 }
 
 /// Somebody has sent a batch, as the one with this number among all that came this way. They are taken in this order: a later one may have
@@ -96,7 +111,7 @@ pub(super) async fn came(this: &Rc<Validator>, bytes: Bytes, from: NodeKey, numb
     let checked = check(this, bytes, None).await;
     order.reach(Height(number)).await;
     match checked {
-        Ok(batch) => this.act(|replica, now| replica.batch_here(now, &batch)),
+        Ok(batch) => here(this, &batch).await,
         Err(Taken::Bad) => tracing::warn!(%from, "sent a batch whose signatures do not hold, or that is none"),
         Err(_) => {}
     }

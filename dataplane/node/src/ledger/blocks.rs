@@ -168,7 +168,7 @@ pub(super) async fn execute(this: Rc<Validator>) {
 /// Makes a snapshot, when it is time for one.
 fn snapshot(this: &Rc<Validator>, height: Height, root: Hash) {
     let is_due = this.snapshot_heights > 0 && height.0.is_multiple_of(this.snapshot_heights);
-    if is_due && this.exporting.get().is_none() {
+    if is_due && !this.snapshotting.replace(true) {
         this.exporting.set(Some(height));
         let snapshot = this.replica.borrow().chain().snapshot();
         spawn_local(snapshots::make(this.clone(), snapshot, root)).detach_quietly();

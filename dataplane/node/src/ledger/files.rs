@@ -10,8 +10,8 @@
 //! entry of a list:        address 32 | first 8 of BLAKE3(chain 32 | place u64 | address 32)
 //! ```
 //!
-//! A list is read up to the first entry that does not check. What a crash takes away of it comes back: a block from the sign state or from
-//! others, a batch from those who name it.
+//! The list of blocks is read up to the first entry that does not check. What a crash takes away comes back: a block from the sign state or
+//! from others, a batch from those who name it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -48,22 +48,28 @@ fn entry(chain: &ChainId, place: u64, address: &Hash) -> [u8; ENTRY] {
 }
 
 impl Addresses {
-    /// Opens a list, or begins one, and reads what is in it.
+    /// Opens a list, or begins one, and reads what is in it, up to the first entry that does not check.
     pub(super) async fn open(path: PathBuf, chain: ChainId) -> io::Result<(Self, Vec<Hash>)> {
+        let (this, found) = Self::open_whole(path, chain).await?;
+        let sound: Vec<Hash> = found.into_iter().map_while(|address| address).collect();
+        this.count.set(sound.len() as u64);
+        Ok((this, sound))
+    }
+
+    /// As [`open`](Self::open), with all entries: `None` for those that don't check. A crash may leave holes between entries that were written
+    /// at the same time.
+    async fn open_whole(path: PathBuf, chain: ChainId) -> io::Result<(Self, Vec<Option<Hash>>)> {
         let (file, bytes) = run_blocking(move || {
             let file = PlainFile::open_or_create(&path)?;
             fs::sync_folder(path.parent().expect("a list lies in a folder"))?;
             Ok::<_, io::Error>((file, fs::read(&path)?))
         })
         .await?;
-        let mut addresses = Vec::new();
-        for (place, found) in bytes.chunks_exact(ENTRY).enumerate() {
+        let check = |(place, found): (usize, &[u8])| {
             let address = Hash(found[..32].try_into().expect("it is 32 bytes"));
-            if found != entry(&chain, place as u64, &address) {
-                break;
-            }
-            addresses.push(address);
-        }
+            (found == entry(&chain, place as u64, &address)).then_some(address)
+        };
+        let addresses: Vec<Option<Hash>> = bytes.chunks_exact(ENTRY).enumerate().map(check).collect();
         let count = Cell::new(addresses.len() as u64);
         Ok((Self { chain, file: Arc::new(file), count }, addresses))
     }
@@ -100,7 +106,9 @@ impl Arrivals {
         let numbers = numbers(folder.to_owned(), ARRIVALS).await?;
         let mut all = Vec::new();
         for number in &numbers {
-            all.extend(Addresses::open(folder.join(format!("{ARRIVALS}{number}")), chain).await?.1);
+            all.extend(
+                Addresses::open_whole(folder.join(format!("{ARRIVALS}{number}")), chain).await?.1.into_iter().flatten(),
+            );
         }
         all.sort_unstable();
         all.dedup();

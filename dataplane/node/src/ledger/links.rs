@@ -201,6 +201,20 @@ impl Links {
         }
     }
 
+    /// Lets go of those who vote no more, unless the configuration names them.
+    pub(super) fn leave(&self, vote: impl Fn(&NodeKey) -> bool) {
+        let gone = |key: &NodeKey, _: &mut Rc<Link>| !vote(key) && !self.configured.contains(key);
+        let gone: Vec<_> = self.links.borrow_mut().extract_if(.., gone).collect();
+        for (key, link) in gone {
+            tracing::info!(validator = %key, "votes no more: it is not dialled any more");
+            link.task.take();
+            if let Some(connection) = link.connection.take() {
+                connection.close(crate::codes::DONE, b"you vote no more");
+                self.counters.connected.sub(1);
+            }
+        }
+    }
+
     /// How those of a set are reached, as far as it knows, itself included.
     pub(super) fn tickets(&self, validators: &ValidatorSet) -> Vec<Ticket> {
         let links = self.links.borrow();
@@ -276,7 +290,8 @@ impl Links {
     /// Sends a batch to all.
     pub(super) fn send_batch(&self, batch: &Bytes) {
         for link in self.links.borrow().values() {
-            if link.batches.bytes.get() + batch.len() <= BATCHES_BYTES_MAX {
+            // Who is not connected asks for it once a block names it: an old one is of no use to anybody.
+            if link.connection.borrow().is_some() && link.batches.bytes.get() + batch.len() <= BATCHES_BYTES_MAX {
                 link.batches.push(batch.clone());
             }
         }
@@ -437,6 +452,7 @@ impl Drop for CloseUnlessGreeted {
 async fn serve(link: &Rc<Link>, connection: Connection, messages: SendStream, validator: &Weak<Validator>) {
     // What was said while nobody listened is said again, as far as it still matters.
     while link.messages.pop().is_some() {}
+    while link.batches.pop().is_some() {}
     *link.connection.borrow_mut() = Some(connection.clone());
     let counted = validator.upgrade().map(|validator| validator.counters.clone());
     if let Some(counters) = &counted {

@@ -16,7 +16,7 @@ use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError};
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_quic::{Datagram, Endpoint, PortGroup};
 use metanode_replica::{Config as ReplicaConfig, Replica};
-use metanode_shard::{ShardCount, ShardId, fs, mesh::Mesh, now, sleep, spawn_local, unix_ms};
+use metanode_shard::{Companion, ShardCount, ShardId, fs, mesh::Mesh, now, sleep, spawn_local, unix_ms};
 use metanode_store::{Store, StoreError};
 use metanode_types::{Hash, NodeKey};
 use metanode_wal::{FILE_BYTES, Opened, Opening, SignState, Wal, WalError};
@@ -31,6 +31,7 @@ use super::{
     outcomes::Outcomes,
     replay::{DIAL_PAUSE, ReplayError, Replayed, Sources},
     results::Results,
+    snapshots,
     validator::{Counting, Detach as _, Parts, Validator, clock},
     voice::{self, Said},
 };
@@ -259,6 +260,8 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     };
     let owner = application::owner_of(&folder).map_err(io_error("look at", &folder))?;
     let app = App::start(socket, owner, watch.clone()).map_err(io_error("start a thread for", &folder))?;
+    let scribe = Companion::start("snapshot", 1).map_err(io_error("start a thread for", &folder))?;
+    snapshots::clean(&folder).await.map_err(io_error("list", &folder))?;
     let checks = Checks::start(id).map_err(io_error("start a thread for", &folder))?;
 
     let sources = Sources {
@@ -282,7 +285,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         let ahead = format!("its sign state is about height {}, the chain here ends before {next}", said.height);
         silent = Some(format!("{ahead}: it votes once it is as far"));
     }
-    let batches = open_batches(&store, &chain, &named, &arrived).await;
+    let batches = open_batches(&store, &chain, &named, from, &arrived).await;
     let digests = || batches.iter().map(Batch::digest).collect();
     arrivals.begin_anew(digests).await.map_err(io_error("write lists in", &folder))?;
 
@@ -323,6 +326,7 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         outcomes,
         folder,
         snapshot_heights: config.snapshot_heights,
+        scribe,
         silent,
         began,
         counters,
@@ -440,7 +444,13 @@ fn secret() -> Result<u64, LedgerError> {
 }
 
 /// Batches that no block has named yet and one may name still. The others are removed, as far as no block has named them.
-async fn open_batches(store: &Store, chain: &Chain, named: &HashSet<Hash>, arrived: &[Hash]) -> Vec<Batch> {
+async fn open_batches(
+    store: &Store,
+    chain: &Chain,
+    named: &HashSet<Hash>,
+    from: Height,
+    arrived: &[Hash],
+) -> Vec<Batch> {
     let mut open = Vec::new();
     for digest in arrived.iter().filter(|digest| !named.contains(*digest)) {
         let Ok(bytes) = whole(store, *digest).await else { continue };
@@ -451,6 +461,8 @@ async fn open_batches(store: &Store, chain: &Chain, named: &HashSet<Hash>, arriv
                 continue;
             }
             Err(BlockError::OrderedBefore(_)) => continue,
+            // A block before the snapshot might have named it. It should not be on the list then; what is removed is gone.
+            Err(BlockError::ExpiredBatch(_)) if from > Height(0) => continue,
             Err(_) => {}
         }
         match store.remove_kept(*digest).await {

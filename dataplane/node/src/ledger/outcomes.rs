@@ -13,7 +13,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use metanode_ibft::{ChainId, Height};
@@ -65,7 +68,14 @@ pub(super) struct Outcomes {
     folder: PathBuf,
     /// The latest last; their heights follow each other.
     runs: RefCell<Vec<Arc<Run>>>,
+    /// Writes runs.
     thread: Companion,
+    /// Merges them: that may take minutes.
+    merger: Companion,
+    /// Looks in them.
+    finder: Companion,
+    came: Notify,
+    stops: Arc<AtomicBool>,
     kept: Progress,
     /// Up to this height outcomes are to be kept now.
     wanted: Progress,
@@ -169,7 +179,7 @@ fn write_run(
     to: u64,
     mut next: impl FnMut(&mut Vec<u8>) -> io::Result<bool>,
 ) -> io::Result<Run> {
-    let aside = folder.join("run.new");
+    let aside = folder.join(format!("run-{from}-{to}.new"));
     let file = PlainFile::create(&aside)?;
     let (mut bytes, mut offset) = (Vec::new(), 0);
     loop {
@@ -188,7 +198,7 @@ fn write_run(
 }
 
 /// Runs in the order of their heights as one. Of a name that is in several, one counts, see [`beats`].
-fn merge(chain: &ChainId, folder: &Path, runs: &[Arc<Run>]) -> io::Result<Run> {
+fn merge_runs(chain: &ChainId, folder: &Path, runs: &[Arc<Run>], stops: &AtomicBool) -> io::Result<Run> {
     struct Part<'a> {
         run: &'a Run,
         next: u64,
@@ -215,6 +225,9 @@ fn merge(chain: &ChainId, folder: &Path, runs: &[Arc<Run>]) -> io::Result<Run> {
     }
     let (first, last) = (&runs[0], &runs[runs.len() - 1]);
     write_run(folder, first.from, last.to, |bytes| {
+        if stops.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         for _ in 0..MERGE_PIECE {
             let Some(least) = parts.iter().filter_map(|part| part.head).map(|head| id_of(&head)).min() else {
                 return Ok(false);
@@ -242,6 +255,8 @@ fn id_of(entry: &Entry) -> [u8; KEY] {
 /// Opens the runs of a folder. Those that were merged into another are removed.
 fn open_runs(folder: &Path) -> io::Result<Vec<Arc<Run>>> {
     fs::create_folders(folder)?;
+    let is_unfinished = |name: &&std::ffi::OsString| name.to_str().is_some_and(|name| name.ends_with(".new"));
+    fs::names(folder)?.iter().filter(is_unfinished).try_for_each(|name| fs::remove_file(folder.join(name)))?;
     let range = |name: &std::ffi::OsString| {
         let (from, to) = name.to_str()?.strip_prefix("run-")?.split_once('-')?;
         Some((from.parse::<u64>().ok()?, to.parse::<u64>().ok()?))
@@ -275,6 +290,10 @@ impl Outcomes {
             folder,
             runs: RefCell::new(runs),
             thread: Companion::start("outcomes", 1)?,
+            merger: Companion::start("merge", 1)?,
+            finder: Companion::start("find", 1)?,
+            came: Notify::default(),
+            stops: Arc::default(),
             kept,
             wanted: Progress::default(),
             wanted_came: Notify::default(),
@@ -289,7 +308,7 @@ impl Outcomes {
     /// What is known of a transaction, and at which height that was.
     pub(super) async fn of(&self, id: TransactionId) -> io::Result<Option<(Height, Outcome)>> {
         let (chain, runs) = (self.chain, self.runs.borrow().clone());
-        run_blocking(move || {
+        let find = move || {
             let mut best: Option<(Height, Outcome)> = None;
             for run in runs.iter().rev() {
                 let Some(entry) = run.find(&id)? else { continue };
@@ -304,8 +323,13 @@ impl Outcomes {
                 }
             }
             Ok(best)
-        })
-        .await
+        };
+        self.finder.run(find).await
+    }
+
+    /// A merge that is under way ends soon; a later life begins it again.
+    pub(super) fn stop(&self) {
+        self.stops.store(true, Ordering::Release);
     }
 
     /// Sees to it that outcomes up to a height are kept, which has been executed.
@@ -343,7 +367,7 @@ impl Outcomes {
             self.runs.borrow_mut().push(Arc::new(run));
             self.kept.set(Height(to));
             results.kept_up_to(Height(to));
-            self.merge().await?;
+            self.came.notify();
         }
         Ok(())
     }
@@ -357,17 +381,26 @@ impl Outcomes {
             if same < MERGED {
                 return Ok(());
             }
-            let old = runs[runs.len() - same..].to_vec();
-            let (chain, folder, parts) = (self.chain, self.folder.clone(), old.clone());
-            let merged = self.thread.run(move || merge(&chain, &folder, &parts)).await?;
-            {
-                let mut runs = self.runs.borrow_mut();
-                let left = runs.len() - same;
-                runs.truncate(left);
-                runs.push(Arc::new(merged));
-            }
-            self.thread.run(move || old.iter().try_for_each(|run| fs::remove_file(&run.path))).await?;
+            let first = runs.len() - same;
+            let old = runs[first..].to_vec();
+            let (chain, folder, parts, stops) = (self.chain, self.folder.clone(), old.clone(), self.stops.clone());
+            let merged = self.merger.run(move || merge_runs(&chain, &folder, &parts, &stops)).await?;
+            // Others may have come behind them meanwhile.
+            self.runs.borrow_mut().splice(first..first + same, [Arc::new(merged)]);
+            self.merger.run(move || old.iter().try_for_each(|run| fs::remove_file(&run.path))).await?;
         }
+    }
+}
+
+/// Merges runs, as they come.
+pub(super) async fn merge(this: Rc<Validator>) {
+    loop {
+        match this.outcomes.merge().await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(error) => return this.fail(format!("what became of transactions: {error}")),
+        }
+        this.outcomes.came.wait().await;
     }
 }
 
@@ -472,7 +505,7 @@ mod tests {
         assert_eq!(found(&first, 1), Some((Height(2), failed)));
         let second = entries(3, [(1, skipped), (2, skipped), (3, skipped), (4, Outcome::DONE)]);
         let second = Arc::new(write_sorted(temp.path(), 3, 3, &second).unwrap());
-        let merged = merge(&CHAIN, temp.path(), &[first, second]).unwrap();
+        let merged = merge_runs(&CHAIN, temp.path(), &[first, second], &AtomicBool::new(false)).unwrap();
         let all: Vec<_> = (1..=5).map(|number| found(&merged, number)).collect();
         let at = |height, outcome| Some((Height(height), outcome));
         assert_eq!(all, [at(2, failed), at(1, Outcome::DONE), at(3, skipped), at(3, Outcome::DONE), None]);
@@ -493,7 +526,7 @@ mod tests {
                 Arc::new(write_sorted(temp.path(), part + 1, part + 1, &all).unwrap())
             })
             .collect();
-        let merged = merge(&CHAIN, temp.path(), &runs).unwrap();
+        let merged = merge_runs(&CHAIN, temp.path(), &runs, &AtomicBool::new(false)).unwrap();
         assert_eq!((merged.count, merged.from, merged.to), (40_000, 1, 4));
         for number in (0..40_000).step_by(11) {
             assert_eq!(found(&merged, number).unwrap().0, Height(number / 10_000 + 1));

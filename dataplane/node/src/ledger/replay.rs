@@ -10,7 +10,7 @@ use metanode_store::Store;
 use metanode_types::Hash;
 
 use super::{
-    application::{App, Gone},
+    application::{App, Gone, NotTaken},
     blocks::{ReadError, batches_of, read},
     open::LedgerError,
     snapshots,
@@ -66,15 +66,20 @@ impl Sources<'_> {
                 Err(NotRestored::Gone(gone)) => return Err(gone.into()),
                 Err(NotRestored::Why(why)) => tracing::warn!("the snapshot of height {} is not used: {why}", height.0),
             }
+            self.app.give_up(self.genesis.chain()).await?;
         }
         let text = bytes::Bytes::from(self.genesis.to_json());
         let mut state = None;
         let count = text.len().div_ceil(PIECE_BYTES_MAX).max(1);
         for place in 0..count {
             let part = text.slice(place * PIECE_BYTES_MAX..text.len().min((place + 1) * PIECE_BYTES_MAX));
-            state = Some(self.app.give(Request::Begin { genesis: part, more: place + 1 < count }).await?);
+            let given = self.app.give(Request::Begin { genesis: part, more: place + 1 < count }).await;
+            state = Some(given.map_err(|error| match error {
+                NotTaken::Gone(gone) => gone,
+                NotTaken::Refused(refusal) => Gone(format!("it refuses the genesis: {refusal}")),
+            })?);
         }
-        let root = begun(state, Height(0))?;
+        let root = begun(state, Height(0)).map_err(Gone)?;
         Ok(Replayed { chain: Chain::new(self.genesis, &root), root, named: HashSet::new(), from: Height(0) })
     }
 
@@ -100,7 +105,7 @@ impl Sources<'_> {
                 None => break state,
             }
         };
-        let found = begun(Some(state), height)?;
+        let found = begun(Some(state), height).map_err(NotRestored::Why)?;
         if found != root {
             return Err(NotRestored::Why("its pieces make another state than it says".to_owned()));
         }
@@ -148,10 +153,10 @@ impl Sources<'_> {
 }
 
 /// The root of a state that was begun at a height.
-fn begun(state: Option<State>, height: Height) -> Result<Hash, Gone> {
+fn begun(state: Option<State>, height: Height) -> Result<Hash, String> {
     match state {
         Some(state) if state.begun && state.height == height.0 => Ok(state.root),
-        _ => Err(Gone(format!("it does not begin at height {} when it is told to", height.0))),
+        _ => Err(format!("it does not begin at height {} when it is told to", height.0)),
     }
 }
 
@@ -161,9 +166,12 @@ enum NotRestored {
     Why(String),
 }
 
-impl From<Gone> for NotRestored {
-    fn from(gone: Gone) -> Self {
-        Self::Gone(gone)
+impl From<NotTaken> for NotRestored {
+    fn from(error: NotTaken) -> Self {
+        match error {
+            NotTaken::Gone(gone) => Self::Gone(gone),
+            NotTaken::Refused(refusal) => Self::Why(format!("the application refuses it: {refusal}")),
+        }
     }
 }
 
@@ -178,12 +186,11 @@ pub(super) async fn revive(this: Rc<Validator>) {
     loop {
         this.app_gone.wait().await;
         while this.app_is_away() {
+            // Also when it is there again at once: one that refuses the same thing over and over is not asked without a pause.
+            sleep(DIAL_PAUSE).await;
             match bring_back(&this).await {
                 Ok(()) => this.app_is_back(),
-                Err(ReplayError::Gone(gone)) => {
-                    this.lost_app(&gone);
-                    sleep(DIAL_PAUSE).await;
-                }
+                Err(ReplayError::Gone(gone)) => this.lost_app(&gone),
                 Err(ReplayError::Ledger(error)) => return this.fail(error.to_string()),
             }
         }

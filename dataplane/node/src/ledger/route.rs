@@ -12,8 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use metanode_ibft::Height;
+use metanode_quic::steer::{APART_BYTE, Layout};
 use metanode_shard::{
-    ShardCount, ShardId,
+    ShardId,
     local::Slot,
     mesh::{Mesh, MeshPort},
     spawn_local,
@@ -35,9 +36,6 @@ use super::{
 
 /// Messages that may wait between two shards.
 const MESH_CAPACITY: usize = 1024;
-
-/// The shard that has the ledger.
-const HOME: ShardId = ShardId(0);
 
 /// What a client asks.
 #[derive(Debug)]
@@ -70,16 +68,26 @@ pub(crate) enum Packet {
 }
 
 /// One shard's end of the mesh between them.
-pub(crate) struct LedgerPort(MeshPort<Packet>);
+pub(crate) struct LedgerPort {
+    port: MeshPort<Packet>,
+    home: ShardId,
+}
+
+/// The shard that has the ledger: where validators dial.
+pub(crate) fn home(layout: Layout) -> ShardId {
+    layout.of_byte(APART_BYTE)
+}
 
 /// A port for each shard, in order.
-pub(crate) fn mesh(count: ShardCount) -> Vec<LedgerPort> {
-    Mesh::new(count, MESH_CAPACITY).into_iter().map(LedgerPort).collect()
+pub(crate) fn mesh(layout: Layout) -> Vec<LedgerPort> {
+    let ports = Mesh::new(layout.all(), MESH_CAPACITY).into_iter();
+    ports.map(|port| LedgerPort { port, home: home(layout) }).collect()
 }
 
 /// How a shard reaches the ledger.
 pub(crate) struct LedgerRoute {
     port: MeshPort<Packet>,
+    home: ShardId,
     next: Cell<u64>,
     waiting: RefCell<FxHashMap<u64, Slot<Answer>>>,
     /// On the shard that has it, once it is ready.
@@ -95,7 +103,8 @@ impl LedgerRoute {
     /// Begins to pass on what comes from the other shards.
     pub(crate) fn start(port: LedgerPort) -> Rc<Self> {
         let this = Rc::new(Self {
-            port: port.0,
+            port: port.port,
+            home: port.home,
             next: Cell::new(0),
             waiting: RefCell::default(),
             here: OnceCell::new(),
@@ -156,14 +165,14 @@ impl LedgerRoute {
     }
 
     async fn pass_on(&self, request: LedgerRequest) -> Answer {
-        if self.port.shard() == HOME {
+        if self.port.shard() == self.home {
             return self.answer(request).await;
         }
         let number = self.next.get();
         self.next.set(number + 1);
         let slot = Slot::new();
         self.waiting.borrow_mut().insert(number, slot.clone());
-        if self.port.send(HOME, Packet::Request(number, request)).await.is_err() {
+        if self.port.send(self.home, Packet::Request(number, request)).await.is_err() {
             self.waiting.borrow_mut().remove(&number);
             return Err(RefusalCode::ShuttingDown.into());
         }

@@ -24,6 +24,7 @@ use metanode_crypto::derive;
 use metanode_ibft::{ChainId, Height};
 use metanode_ledger::Snapshot;
 use metanode_shard::{
+    Companion,
     fs::{self, PlainFile},
     run_blocking,
 };
@@ -49,6 +50,12 @@ const RECORD_BYTES_MAX: u32 = 1 << 30;
 /// That many are kept.
 const KEPT: usize = 2;
 
+/// Bytes that are written before the disk is asked to have them: one sync of all would keep it from everything else.
+const SYNC_BYTES: u64 = 8 << 20;
+
+/// Bytes of a snapshot at most: more than an application has in memory. One that goes on for ever is no state.
+const BYTES_MAX: u64 = 1 << 40;
+
 fn check(chain: &ChainId, height: Height, place: u64, bytes: &[u8]) -> [u8; CHECK] {
     let head = [&chain.0[..], &height.0.to_le_bytes(), &place.to_le_bytes()].concat();
     let all = [&head[..], bytes].concat();
@@ -59,16 +66,20 @@ fn path_of(folder: &Path, height: Height) -> PathBuf {
     folder.join(format!("{PREFIX}{}", height.0))
 }
 
-/// Heights of the snapshots in a ledger's folder, the highest first. What was not finished is removed.
-pub(super) async fn heights(folder: &Path) -> io::Result<Vec<Height>> {
-    let owned = folder.to_owned();
+/// Removes what a former life has not finished.
+pub(super) async fn clean(folder: &Path) -> io::Result<()> {
+    let folder = folder.to_owned();
     run_blocking(move || {
         let is_unfinished = |name: &&std::ffi::OsString| {
             name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(UNFINISHED))
         };
-        fs::names(&owned)?.iter().filter(is_unfinished).try_for_each(|name| fs::remove_file(owned.join(name)))
+        fs::names(&folder)?.iter().filter(is_unfinished).try_for_each(|name| fs::remove_file(folder.join(name)))
     })
-    .await?;
+    .await
+}
+
+/// Heights of the snapshots in a ledger's folder, the highest first.
+pub(super) async fn heights(folder: &Path) -> io::Result<Vec<Height>> {
     let numbers = files::numbers(folder.to_owned(), PREFIX).await?;
     Ok(numbers.into_iter().rev().map(Height).collect())
 }
@@ -138,48 +149,58 @@ impl Reader {
     }
 }
 
-/// A snapshot that is being written.
-struct Writer {
+/// A snapshot that is being written, on a thread of its own: other files are not to wait for it.
+struct Writer<'a> {
+    scribe: &'a Companion,
     chain: ChainId,
     height: Height,
     path: PathBuf,
     file: Arc<PlainFile>,
     offset: u64,
+    synced: u64,
     place: u64,
 }
 
-impl Writer {
-    async fn begin(folder: &Path, chain: ChainId, height: Height) -> io::Result<Self> {
+impl<'a> Writer<'a> {
+    async fn begin(scribe: &'a Companion, folder: &Path, chain: ChainId, height: Height) -> io::Result<Self> {
         let path = path_of(folder, height);
         let aside = aside(&path);
-        let file = Arc::new(run_blocking(move || PlainFile::create(aside)).await?);
-        Ok(Self { chain, height, path, file, offset: 0, place: 0 })
+        let file = Arc::new(scribe.run(move || PlainFile::create(aside)).await?);
+        Ok(Self { scribe, chain, height, path, file, offset: 0, synced: 0, place: 0 })
     }
 
     async fn record(&mut self, bytes: Bytes) -> io::Result<()> {
-        let check = check(&self.chain, self.height, self.place, &bytes);
+        let (chain, height, place) = (self.chain, self.height, self.place);
         let (file, offset) = (self.file.clone(), self.offset);
         self.offset += (HEAD + bytes.len()) as u64;
         self.place += 1;
-        run_blocking(move || {
+        if self.offset > BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {BYTES_MAX} bytes")));
+        }
+        let syncs = self.offset - self.synced >= SYNC_BYTES;
+        if syncs {
+            self.synced = self.offset;
+        }
+        let write = move || {
+            let check = check(&chain, height, place, &bytes);
             let head = [&(bytes.len() as u32).to_le_bytes()[..], &check].concat();
             file.write_at(&head, offset)?;
-            file.write_at(&bytes, offset + HEAD as u64)
-        })
-        .await
+            file.write_at(&bytes, offset + HEAD as u64)?;
+            if syncs { file.sync() } else { Ok(()) }
+        };
+        self.scribe.run(write).await
     }
 
-    /// From now on it counts; older ones are removed, as far as they are too many.
+    /// From now on it counts.
     async fn finish(mut self) -> io::Result<()> {
         self.record(Bytes::new()).await?;
         let (file, path) = (self.file, self.path);
-        run_blocking(move || {
+        let finish = move || {
             file.sync()?;
             fs::rename(aside(&path), &path)?;
-            let folder = path.parent().expect("it lies in a folder");
-            fs::sync_folder(folder)
-        })
-        .await
+            fs::sync_folder(path.parent().expect("it lies in a folder"))
+        };
+        self.scribe.run(finish).await
     }
 }
 
@@ -207,12 +228,13 @@ pub(super) async fn make(this: Rc<Validator>, snapshot: Snapshot, root: Hash) {
     let height = snapshot.height();
     let made = write(&this, snapshot, root).await;
     this.exporting.set(None);
+    this.snapshotting.set(false);
     match made {
         Ok(()) => tracing::debug!(height = height.0, "a snapshot"),
         Err(error) => {
             tracing::warn!("no snapshot of height {}: {error}", height.0);
             let aside = aside(&path_of(&this.folder, height));
-            run_blocking(move || fs::remove_file(aside)).await.ok(); // it may not be there; if it is, a restart removes it
+            this.scribe.run(move || fs::remove_file(aside)).await.ok(); // it may not be there; if it is, a restart removes it
         }
     }
 }
@@ -221,7 +243,7 @@ async fn write(this: &Rc<Validator>, snapshot: Snapshot, root: Hash) -> Result<(
     let height = snapshot.height();
     // Whoever goes on from here knows what blocks above the snapshot name, and could not tell what blocks below it have named.
     this.arrivals.begin_anew(|| this.replica.borrow().board().open().collect()).await?;
-    let mut writer = Writer::begin(&this.folder, this.chain, height).await?;
+    let mut writer = Writer::begin(&this.scribe, &this.folder, this.chain, height).await?;
     writer.record([&root.0[..], &snapshot.encode()].concat().into()).await?;
     let mut after = Vec::new();
     loop {

@@ -17,7 +17,7 @@ use metanode_ibft::{Certificate, ChainId, Draft, Height, Message, Now, Record, S
 use metanode_ledger::{Batch, Block, Genesis, system::Zip215};
 use metanode_quic::Connection;
 use metanode_replica::{Effect, Replica};
-use metanode_shard::{Task, local::Notify, now, spawn_local, timeout, unix_ms};
+use metanode_shard::{Companion, Task, local::Notify, now, spawn_local, timeout, unix_ms};
 use metanode_store::Store;
 use metanode_types::{Hash, NodeKey};
 use metanode_wal::Wal;
@@ -78,6 +78,10 @@ pub(crate) struct Validator {
     pub(super) snapshot_heights: u64,
     /// The state of this height is being exported.
     pub(super) exporting: Cell<Option<Height>>,
+    /// A snapshot is being made.
+    pub(super) snapshotting: Cell<bool>,
+    /// Where snapshots are written.
+    pub(super) scribe: Companion,
     /// Addresses of the blocks' blobs, by height from 1.
     pub(super) block_addresses: RefCell<Vec<Hash>>,
     pub(super) batches: RefCell<Cached>,
@@ -241,6 +245,7 @@ pub(super) struct Parts {
     pub(super) outcomes: Outcomes,
     pub(super) folder: PathBuf,
     pub(super) snapshot_heights: u64,
+    pub(super) scribe: Companion,
     pub(super) silent: Option<String>,
     pub(super) began: Instant,
     pub(super) counters: Arc<LedgerCounters>,
@@ -270,6 +275,8 @@ impl Validator {
             arrivals: parts.arrivals,
             snapshot_heights: parts.snapshot_heights,
             exporting: Cell::default(),
+            snapshotting: Cell::default(),
+            scribe: parts.scribe,
             block_addresses: RefCell::new(parts.block_addresses),
             batches: RefCell::default(),
             links: parts.links,
@@ -311,6 +318,7 @@ impl Validator {
         tasks.push(spawn_local(blocks::catch_up(self.clone())));
         tasks.push(spawn_local(keep_time(self.clone())));
         tasks.push(spawn_local(outcomes::run(self.clone())));
+        tasks.push(spawn_local(outcomes::merge(self.clone())));
         tasks.push(spawn_local(replay::revive(self.clone())));
         drop(tasks);
         self.publish_role();
@@ -513,8 +521,13 @@ impl Validator {
 
     /// Connects to those who vote or soon will, as far as it knows how.
     pub(super) fn reach_validators(&self) {
-        let latest = self.replica.borrow().chain().system().latest().clone();
+        let (latest, now) = {
+            let replica = self.replica.borrow();
+            let (system, next) = (replica.chain().system(), replica.chain().tip().height.next());
+            (system.latest().clone(), system.validators(next).clone())
+        };
         self.links.reach(&latest);
+        self.links.leave(|key| latest.contains(key) || now.contains(key));
     }
 
     /// A message to one validator, or to all others.
@@ -526,6 +539,7 @@ impl Validator {
     /// Ends what goes on.
     pub(crate) fn stop(&self) {
         self.app.end();
+        self.outcomes.stop();
         self.tasks.take();
         self.links.stop();
     }

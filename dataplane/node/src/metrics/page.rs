@@ -34,8 +34,8 @@ impl PageSource {
         let quic: Vec<_> =
             self.quic.iter().enumerate().map(|(shard, counters)| (shard_id(shard), &**counters)).collect();
         metanode_quic::Counters::write(&quic, &mut writer);
-        for shard in 0..self.state.shards.len() {
-            self.state.store.counters(shard_id(shard)).write(&mut writer, &shard.to_string());
+        for shard in self.state.store.shards().iter() {
+            self.state.store.counters(shard).write(&mut writer, &shard.to_string());
         }
         group_families(&writer.finish())
     }

@@ -1,6 +1,7 @@
 //! Puts the parts of a node together.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{Arc, mpsc},
     thread,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use metanode_crypto::{Identity, NodeSecret, tls};
-use metanode_quic::{Datagram, PortGroup};
+use metanode_quic::{Datagram, PortGroup, steer::Layout};
 use metanode_shard::{
     ShardCount, Shards, ShardsConfig,
     mesh::{Injector, Mesh},
@@ -21,7 +22,7 @@ use metanode_wire::Ticket;
 use super::{LOOK_PERIOD, NodeError, conduct::look};
 use crate::{
     acceptor::Acceptor,
-    config::{Config, QuicConfig},
+    config::{Config, LedgerShard, QuicConfig},
     counters::ShardCounters,
     data::{DataFolder, DataLock},
     ledger::{self, LedgerSeed},
@@ -62,6 +63,7 @@ pub(super) struct MetricsPage {
 pub(super) struct OpenStore {
     shared: StoreShared,
     shards: ShardsConfig,
+    layout: Layout,
 }
 
 /// Opens the store. Recovery reads what the last life left, so a signal may come first: `None`. The thread that recovers then
@@ -74,7 +76,8 @@ pub(super) fn open_store(
 ) -> Result<Option<OpenStore>, NodeError> {
     let cores = placement::cores(&config.node).map_err(NodeError::io("place the shards"))?;
     let shards = ShardsConfig::new("shard", cores.into_iter().map(Some).collect());
-    let store_config = store_config(data, config, shards.count());
+    let layout = layout(config, shards.count()).map_err(NodeError::io("place the shards"))?;
+    let store_config = store_config(data, config, layout.shards());
     let (done, opened) = mpsc::channel();
     let opening = move || {
         done.send(StoreShared::open(store_config)).ok();
@@ -90,15 +93,15 @@ pub(super) fn open_store(
         }
     };
     tracing::info!(recovery = ?shared.recovery(), "the store is open");
-    Ok(Some(OpenStore { shared, shards }))
+    Ok(Some(OpenStore { shared, shards, layout }))
 }
 
 /// Binds the ports and starts the shards; they begin to open their parts of the store.
 pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> Result<Assembly, NodeError> {
-    let OpenStore { shared: store, shards: started } = store;
-    let count = started.count();
+    let OpenStore { shared: store, shards: started, layout } = store;
+    let count = layout.all();
 
-    let (quic_address, sockets) = PortGroup::bind(config.quic.listen, count)
+    let (quic_address, sockets) = PortGroup::bind(config.quic.listen, layout)
         .map_err(NodeError::io(format!("listen on {}", config.quic.listen)))?;
     let metrics_listener = match config.metrics.listen {
         None => None,
@@ -109,7 +112,8 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     let crypto = tls::provider(&cipher_suites(&config.quic))?;
     let window_bytes = config.store.upload_window_bytes;
     let has_ledger = !config.ledger.genesis.is_empty();
-    let quic = quic_config(data.node_identity(), crypto.clone(), &config.quic, window_bytes, has_ledger, count)?;
+    let quic =
+        quic_config(data.node_identity(), crypto.clone(), &config.quic, window_bytes, has_ledger, layout.shards())?;
     let ticket = ticket(data.node_identity().public(), quic_address);
     let mut ledger = ledger::prepare(data, config, crypto, quic.clone(), ticket)?;
     let quic_counters: Vec<Arc<metanode_quic::Counters>> = count.iter().map(|_| Arc::default()).collect();
@@ -132,7 +136,7 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
     let mut commands = Vec::new();
     let forward = Mesh::<Datagram>::new(count, FORWARD_CAPACITY);
     let ledger_ports: Vec<Option<_>> = match has_ledger {
-        true => ledger::mesh(count).into_iter().map(Some).collect(),
+        true => ledger::mesh(layout).into_iter().map(Some).collect(),
         false => count.iter().map(|_| None).collect(),
     };
     let mut parts = sockets.into_iter().zip(forward).zip(metanode_store::mesh(count)).zip(ledger_ports);
@@ -142,7 +146,7 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
         commands.push(injector);
         let seed = Seed {
             shard,
-            count,
+            layout,
             config: config.clone(),
             quic: quic.clone(),
             quic_counters: quic_counters[shard.index()].clone(),
@@ -150,7 +154,7 @@ pub(super) fn assemble(data: &DataFolder, config: &Config, store: OpenStore) -> 
             forward,
             store: store.clone(),
             store_port,
-            ledger: ledger.take(), // the first shard's
+            ledger: if shard == ledger::home(layout) { ledger.take() } else { None },
             ledger_port,
             state: state.clone(),
             commands: commands_port,
@@ -169,6 +173,27 @@ impl MetricsPage {
         let source = PageSource { state: state.clone(), quic: self.quic };
         metrics::serve(self.listener, source).map_err(NodeError::io("serve metrics"))
     }
+}
+
+/// Shards from which on the ledger has one of its own, unless the configuration says otherwise.
+const OWN_SHARD_FROM: u16 = 4;
+
+/// Which shards share the clients, and which one the ledger has for itself.
+fn layout(config: &Config, shards: ShardCount) -> io::Result<Layout> {
+    let has_ledger = !config.ledger.genesis.is_empty();
+    let is_apart = match config.ledger.shard {
+        LedgerShard::Auto => shards.get() >= OWN_SHARD_FROM,
+        LedgerShard::Own => true,
+        LedgerShard::Shared => false,
+    };
+    if !has_ledger || !is_apart {
+        return Ok(shards.into());
+    }
+    let others = ShardCount::new(shards.get() - 1).ok_or_else(|| {
+        let why = "ledger.shard: a shard of its own takes two shards at least (node.shards)";
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    })?;
+    Ok(Layout::with_apart(others))
 }
 
 fn store_config(data: &DataFolder, config: &Config, count: ShardCount) -> StoreConfig {

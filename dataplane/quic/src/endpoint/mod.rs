@@ -27,7 +27,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use deadlines::Deadlines;
 use metanode_shard::{fill_random, mesh::MeshPort, now};
-use metanode_types::{ShardCount, ShardId};
+use metanode_types::ShardId;
 use quinn_proto::{
     ClientConfig, ConnectionHandle, Dir, EndpointEvent, Event, Incoming, StreamEvent, TransportConfig, VarInt,
     crypto::rustls::QuicClientConfig,
@@ -39,6 +39,7 @@ use crate::{
     Config, Connection, ConnectionLost, Counters, ShardSocket,
     connection::{ConnectionState, Phase, Wakers, register, wake_all},
     port::WatchedSocket,
+    steer::{self, Layout},
 };
 
 /// What a half-open connection has before another one may take its place: several round trips of any path on earth.
@@ -73,7 +74,7 @@ pub enum ConnectError {
 /// One shard's QUIC endpoint. It does something only while [`Endpoint::run`] is polled.
 pub struct Endpoint {
     shard: ShardId,
-    count: ShardCount,
+    layout: Layout,
     config: Config,
     /// Of connections that this side dials.
     dialling: Arc<TransportConfig>,
@@ -116,15 +117,15 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint of `shard`, one of `count` that share a port. `forward` is this shard's port of a mesh between them.
+    /// The endpoint of `shard`, one of those that share a port. `forward` is this shard's port of a mesh between all of them.
     pub fn new(
         socket: ShardSocket,
         config: Config,
         shard: ShardId,
-        count: ShardCount,
+        layout: impl Into<Layout>,
         forward: MeshPort<Datagram>,
     ) -> io::Result<Rc<Self>> {
-        Self::with_counters(socket, config, shard, count, forward, Arc::default())
+        Self::with_counters(socket, config, shard, layout, forward, Arc::default())
     }
 
     /// As [`new`](Self::new), with counters that were made, and shared, before the shard.
@@ -132,10 +133,11 @@ impl Endpoint {
         socket: ShardSocket,
         config: Config,
         shard: ShardId,
-        count: ShardCount,
+        layout: impl Into<Layout>,
         forward: MeshPort<Datagram>,
         counters: Arc<Counters>,
     ) -> io::Result<Rc<Self>> {
+        let layout = layout.into();
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let transport = Arc::new(config.transport());
         let server = Arc::new(config.server(transport));
@@ -144,14 +146,14 @@ impl Endpoint {
         dialling.initial_rtt(DIALLING_RTT);
         let socket = WatchedSocket::new(socket)?;
         let allow_mtu_discovery = !socket.may_fragment();
-        let mut endpoint = config.endpoint(shard, count);
+        let mut endpoint = config.endpoint(shard, layout);
         let mut seed = [0; 32];
         fill_random(&mut seed)?;
         endpoint.rng_seed(Some(seed));
         let proto = quinn_proto::Endpoint::new(Arc::new(endpoint), Some(server), allow_mtu_discovery, None);
         Ok(Rc::new(Self {
             shard,
-            count,
+            layout,
             config,
             dialling: Arc::new(dialling),
             counters,
@@ -191,7 +193,7 @@ impl Endpoint {
         self.connections_count.get()
     }
 
-    /// Dials the first shard of a node, which must prove the key that `tls` expects. Meant for private sockets: stateless resets that come
+    /// Dials a node's shard [apart](steer::APART_BYTE), or the one in its place; the node must prove the key that `tls` expects. Meant for private sockets: stateless resets that come
     /// in carry random bytes and would be steered anywhere on a shared port.
     pub async fn connect(
         self: &Rc<Self>,
@@ -203,7 +205,7 @@ impl Endpoint {
         client.transport_config(self.dialling.clone());
         let mut initial_id = [0; INITIAL_ID_BYTES];
         fill_random(&mut initial_id).map_err(|error| ConnectError::Refused(error.to_string()))?;
-        initial_id[0] = 0; // whatever the node's number of shards, it is the first one's
+        initial_id[0] = steer::APART_BYTE;
         client.initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&initial_id)));
         let dialled = self.proto.borrow_mut().connect(now(), client, address, server_name);
         let (handle, proto) = dialled.map_err(|error| ConnectError::Refused(error.to_string()))?;

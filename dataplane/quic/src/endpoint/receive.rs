@@ -121,7 +121,7 @@ impl Endpoint {
 
     /// Handles a datagram here or hands it to the shard it belongs to.
     fn sort(self: &Rc<Self>, now: Instant, meta: &RecvMeta, bytes: BytesMut, response: &mut Vec<u8>) {
-        let owner = steer::owner(&bytes, self.count).unwrap_or(self.shard);
+        let owner = steer::owner(&bytes, self.layout).unwrap_or(self.shard);
         let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
         let datagram = Datagram { from: meta.addr, to: meta.dst_ip, ecn, bytes };
         if owner == self.shard {
