@@ -290,7 +290,16 @@ impl<B: Block> Core<B> {
         }
         match input {
             Input::NewHeight(at) => self.begin(now, verifier, at, &mut effects),
-            Input::MayVote(may_vote) => self.may_vote = may_vote,
+            Input::MayVote(may_vote) => {
+                let before = std::mem::replace(&mut self.may_vote, may_vote);
+                if may_vote
+                    && !before
+                    && let Some(current) = self.current.as_mut().filter(|current| current.decided.is_none())
+                {
+                    let parameters = &self.parameters;
+                    current.resume(&mut Step { parameters, may_vote, now, verifier, effects: &mut effects });
+                }
+            }
             Input::Message(message) => self.message(now, verifier, message, &mut effects),
             input => {
                 let Some(current) = &mut self.current else { return effects };

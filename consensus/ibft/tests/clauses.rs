@@ -467,6 +467,15 @@ fn clause_22_a_restart_says_the_same_and_nothing_else() {
     assert!(!says_prepare(&silent.valid(&one)));
     silent.step(Input::Timeout(Timer::Round(view(1))));
     assert_eq!(says_round_change(&silent.effects), None);
+    // Once it may, it says what it would have said; and nothing more when it may not any longer.
+    let mut later = restored(&[Record::Round(view(1))], false);
+    later.hear(proposal(1, 1, &one, nothing_prepared(1)));
+    assert!(!says_prepare(&later.valid(&one)));
+    assert!(says_prepare(&later.step(Input::MayVote(true))));
+    assert!(later.step(Input::MayVote(false)).is_empty());
+    later.hear(Message::Prepare(prepare(1, 1, &one)));
+    later.hear(Message::Prepare(prepare(2, 1, &one)));
+    assert!(!says_commit(&later.hear(Message::Prepare(prepare(3, 1, &one)))));
 }
 
 /// The fewest records do what all of them do.

@@ -173,7 +173,7 @@ fn of_refusal(refusal: &Refusal) -> (Exit, Option<String>) {
         RefusalCode::Corrupt => (Exit::Integrity, "putting the same content again replaces the bad copy"),
         RefusalCode::InUse => (
             Exit::InUse,
-            "remove what refers to it first: tags (`metanode ls --tags`) with `metanode tag rm`, folders with `metanode rm`",
+            "remove what refers to it first: tags (`metanode ls --tags`) with `metanode tag rm`, folders with `metanode rm`; what the ledger needs stays",
         ),
         RefusalCode::DiskFull => (
             Exit::NoRoom,
@@ -189,9 +189,10 @@ fn of_refusal(refusal: &Refusal) -> (Exit, Option<String>) {
             Exit::NotFound,
             "put the folder again as a whole: its files were removed before the folder referred to them",
         ),
-        RefusalCode::UnsupportedVersion | RefusalCode::Malformed | RefusalCode::NotSupported => {
-            (Exit::Unreachable, "client and node differ in version: `metanode --version` on both machines")
-        }
+        RefusalCode::UnsupportedVersion | RefusalCode::Malformed | RefusalCode::NotSupported => (
+            Exit::Unreachable,
+            "this node does not do that, or client and node differ in version (`metanode --version` on both)",
+        ),
         RefusalCode::ShuttingDown => (Exit::Unreachable, "start the node again with `metanode start`"),
         RefusalCode::Busy => {
             let again =

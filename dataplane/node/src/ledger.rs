@@ -4,7 +4,7 @@
 //! `metanode-replica` decides; here is what it decides done:
 //!
 //! * `validator`: what the tasks share; `Validator::act` gives the replica an input, and has its effects done;
-//! * `voice`: what must be on disk before it leaves: records and messages, in order, as many with one sync as there are;
+//! * `voting`: whether this node says something at all; `voice`: what must be on disk before it leaves: records and messages, in order, as many with one sync as there are;
 //! * `blocks`: final blocks are stored, and executed;
 //! * `application`: where transactions are executed, in this process or behind a socket; `replay`: how an application and a chain come to where
 //!   they were; `snapshots`: so that not all is executed again;
@@ -37,6 +37,7 @@ mod status;
 mod submit;
 mod validator;
 mod voice;
+mod voting;
 
 pub use application::{REFERENCE, serve_application};
 pub use open::{LedgerError, application_socket, begin_sign_state, has_sign_state};

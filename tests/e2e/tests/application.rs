@@ -33,7 +33,7 @@ fn applications_behind_sockets_die_and_come_back() {
         }
     });
     network.cli(&format!("tx send pay {OTHER} 5 --fee 1")).ok();
-    let second = network.cli_on(&network.data(0), "ledger application").failed(1);
+    let second = network.cli_on(&network.data(0), "ledger application").failed(9);
     assert!(second.stderr.contains("another process serves it"), "{}", second.stderr);
 
     network.kill_application(3);
@@ -235,7 +235,7 @@ fn eventually_refused(network: &Network) -> String {
     scenario(async {
         let client = network.client(0).await.unwrap();
         eventually("it says why it is not open", TIME, async || match client.ledger_status().await {
-            Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::Storage => Some(refusal.detail),
+            Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::NotSupported => Some(refusal.detail),
             _ => None,
         })
         .await

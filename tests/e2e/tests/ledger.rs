@@ -71,8 +71,77 @@ fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
     scenario(network.reach(0, 1, TIME));
     let status = network.cli(&format!("tx status {id} -o json")).ok().json();
     assert_eq!(status["state"], "done", "the status of a transaction outlives a restart");
-    let stats = network.cli("ledger stats -o json").ok().json();
-    assert_eq!(stats["role"], "votes");
+    scenario(async {
+        let client = network.client(0).await.unwrap();
+        eventually("it votes", TIME, async || client.ledger_status().await.ok().filter(|status| status.role == 1))
+            .await;
+    });
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(&entry.path(), &to),
+            kind if kind.is_file() => _ = fs::copy(entry.path(), to).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+/// A data folder from a backup has forgotten what its key has signed since. It asks first how far the others are, finds votes of its own that it
+/// knows nothing of, and says nothing more.
+#[test]
+fn a_validator_from_a_backup_is_silent() {
+    let mut network = Network::new(4, &["--empty-ms", "100"]);
+    network.start_all();
+    network.cli("tx send set name before").ok();
+    network.stop(3);
+    let backup = network.beside("backup");
+    copy(&network.data(3), &backup);
+    network.start(3);
+    let height =
+        |network: &Network| scenario(async { network.client(0).await.unwrap().ledger_status().await.unwrap().height });
+    let begun = height(&network);
+    scenario(network.reach(3, begun + 20, TIME));
+    network.kill(3);
+    fs::remove_dir_all(network.data(3)).unwrap();
+    copy(&backup, &network.data(3));
+    network.start(3);
+    let status = scenario(async {
+        let client = network.client(3).await.unwrap();
+        eventually("it is silent for good", TIME, async || {
+            client
+                .ledger_status()
+                .await
+                .ok()
+                .filter(|status| status.role == 2 && status.reason.contains("a vote of its key"))
+        })
+        .await
+    });
+    // The others go on; it follows, and has not contradicted itself.
+    scenario(network.reach(3, status.height + 10, TIME));
+    network.cli("tx send set name after").ok();
+    let guilty = network.cli("ledger stats -o json").ok().json();
+    assert_eq!(guilty["guilty"].as_array().unwrap().len(), 0);
+}
+
+/// One that was away is as far as the others soon after it is back, also while nothing happens.
+#[test]
+fn who_was_away_catches_up_while_nothing_happens() {
+    let mut network = Network::new(4, &["--empty-ms", "0"]);
+    network.start_all();
+    scenario(network.reach(3, 0, TIME));
+    network.stop(3);
+    for number in 0..15 {
+        network.cli(&format!("tx send set name {number}")).ok();
+    }
+    let height = network.cli("ledger stats -o json").ok().json()["height"].as_u64().unwrap();
+    let begun = Instant::now();
+    network.start(3);
+    scenario(network.reach(3, height, TIME));
+    println!("{height} heights in {:?}", begun.elapsed());
 }
 
 /// What clients did, and what they were told.

@@ -139,6 +139,8 @@ enum Event {
     Timeout(usize, Timer),
     Execute(usize, Block, u64),
     Restart(usize),
+    /// In this life it has seen that it may vote.
+    Vote(usize, u64),
     Client(usize),
 }
 
@@ -272,7 +274,13 @@ impl Network {
             verifier: self.verifier.clone(),
         };
         let batches: Vec<Batch> = node.disk.batches.values().cloned().collect();
-        node.replica = Some(Replica::restore(config, &self.genesis, chain, &batches, &node.disk.wal, true, now));
+        // Some see only later that they may.
+        let at_once = self.random.one_in(2);
+        node.replica = Some(Replica::restore(config, &self.genesis, chain, &batches, &node.disk.wal, at_once, now));
+        if !at_once {
+            let (life, after) = (node.life, Duration::from_millis(self.random.below(100)));
+            self.at(after, Event::Vote(index, life));
+        }
         self.perform(index);
         for other in 0..self.nodes.len() {
             if other != index {
@@ -647,6 +655,11 @@ impl Network {
                 }
             }
             Event::Restart(index) => self.start(index),
+            Event::Vote(index, life) => {
+                if self.nodes[index].life == life {
+                    self.with(index, |replica, now| replica.may_vote(now, true));
+                }
+            }
             Event::Client(index) => self.client(index),
         }
     }

@@ -78,7 +78,10 @@ fn application(global: &Global) -> Result<()> {
     };
     let Err(error) = serve_application(&socket, session, ready);
     printed?;
-    Err(io(socket.display())(error))
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => Err(Failure::new(Exit::DataFolder, format!("{}: {error}", socket.display()))),
+        _ => Err(io(socket.display())(error)),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -240,13 +243,18 @@ fn join(global: &Global, genesis: &Path, peers: &[Ticket]) -> Result<()> {
     folder.set_genesis(&genesis.to_json())?;
     if read_genesis(&folder.path().join(GENESIS_FILE))? != genesis {
         let what = format!("{} has the genesis of another chain", folder.path().display());
-        return Err(Failure::new(Exit::DataFolder, what));
+        return Err(Failure::new(Exit::DataFolder, what)
+            .hint("a data folder is of one chain for good: name another one with --data"));
     }
     if !has_sign_state(&folder) {
         begin_sign_state(&folder, &genesis)?;
     }
     config.ledger.genesis = GENESIS_FILE.to_owned();
-    config.ledger.peers = peers.iter().map(Ticket::node_only).collect();
+    // Those that it knows already stay.
+    for peer in peers {
+        config.ledger.peers.retain(|known| known.node != peer.node);
+        config.ledger.peers.push(peer.node_only());
+    }
     folder.set_config(&config)?;
     let chain = Hash(genesis.chain().0).to_string();
     let text = format!("follows {} {chain} from its next start on", genesis.name);

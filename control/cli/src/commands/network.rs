@@ -21,6 +21,7 @@ use metanode_node::{
     data::{self, GENESIS_FILE},
     ledger::begin_sign_state,
 };
+use metanode_types::NodeKey;
 use metanode_wire::Ticket;
 use serde::Serialize;
 
@@ -86,6 +87,9 @@ fn make(init: &LedgerInit) -> Result<Made> {
     if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::new(Exit::DataFolder, format!("{} is not empty", out.display())));
     }
+    // What is wrong with the numbers is seen before anything is made.
+    let someone = Identity::from_seed(&[1; 32]);
+    genesis(init, &someone, vec![someone.public()])?;
     let sockets = addresses(init.listen, init.validators)?;
     fs::DirBuilder::new().mode(0o700).recursive(true).create(out).map_err(io(out.display()))?;
     let out = fs::canonicalize(out).map_err(io(out.display()))?;
@@ -96,7 +100,8 @@ fn make(init: &LedgerInit) -> Result<Made> {
     for number in 1..=init.validators {
         folders.push(DataFolder::open_or_init(&folder_of(&out, number))?);
     }
-    let genesis = genesis(init, &operator, &folders)?;
+    let keys = folders.iter().map(|folder| folder.node_identity().public()).collect();
+    let genesis = genesis(init, &operator, keys)?;
     let tickets: Vec<Ticket> = folders
         .iter()
         .zip(&sockets)
@@ -139,7 +144,7 @@ fn folder_of(network: &Path, number: u16) -> PathBuf {
     network.join(format!("validator-{number}"))
 }
 
-fn genesis(init: &LedgerInit, operator: &Identity, folders: &[DataFolder]) -> Result<Genesis> {
+fn genesis(init: &LedgerInit, operator: &Identity, validators: Vec<NodeKey>) -> Result<Genesis> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut accounts = vec![Account { key: operator.public(), balance: OPERATOR_BALANCE }];
     accounts.extend(init.account.iter().map(|(key, balance)| Account { key: *key, balance: *balance }));
@@ -154,7 +159,7 @@ fn genesis(init: &LedgerInit, operator: &Identity, folders: &[DataFolder]) -> Re
         clock_drift_ms_max: CLOCK_DRIFT_MS_MAX,
         expiry_heights_max: EXPIRY_HEIGHTS_MAX,
         opaque: init.opaque,
-        validators: folders.iter().map(|folder| folder.node_identity().public()).collect(),
+        validators,
         accounts,
     };
     genesis.check().map_err(Failure::usage)?;

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use metanode_application::{Account, Operation};
-use metanode_client::{Client, TransactionStatus};
+use metanode_client::{Client, ClientError, TransactionStatus};
 use metanode_crypto::Identity;
 use metanode_ibft::{ChainId, Height};
-use metanode_ledger::{Answer, Code, Kind, Outcome, Transaction, TransactionDraft, TransactionId, system::Wish};
+use metanode_ledger::{
+    Answer, Code, Kind, Outcome, PAYLOAD_BYTES_MAX, Transaction, TransactionDraft, TransactionId, system::Wish,
+};
 use metanode_node::DataFolder;
 use metanode_types::Hash;
+use metanode_wire::TransactionRefusal;
 use serde::Serialize;
 
 use super::with_client;
@@ -16,7 +19,7 @@ use crate::{
     args::{Action, Global, Tx, TxSend},
     exit::{Exit, Failure, Result},
     output::Show,
-    target::node_folder,
+    target::{node_folder, own_identity},
 };
 
 #[derive(Debug, Serialize)]
@@ -88,7 +91,7 @@ fn words(code: Code) -> String {
         Code::TOO_SOON => "the key has been rotated not long ago",
         Code(256) => "the account can't pay the fee",
         Code(257) => "the account has less than the amount",
-        Code(258) => "a name or value is too long",
+        Code(258) => "a name of more than 256 bytes, or a value of more than 16 KiB",
         Code(259) => "the receiver would have more than there can be",
         Code(other) => return format!("code {other} of the application"),
     };
@@ -175,6 +178,12 @@ fn signature(text: &str) -> Option<[u8; 64]> {
 }
 
 fn send(global: &Global, args: &TxSend) -> Result<()> {
+    if global.node.is_some() && own_identity(global)?.is_none() {
+        let what = "there is no key to sign with: nobody could use the account again";
+        return Err(
+            Failure::usage(what).hint("name one with --key FILE, or the data folder that has one with --data DIR")
+        );
+    }
     with_client(global, None, false, async |client, target| {
         let (signer, kind, payload) = payload(global, &args.what, &target.identity)?;
         let status = client.ledger_status().await?;
@@ -192,18 +201,36 @@ fn send(global: &Global, args: &TxSend) -> Result<()> {
             expiry: Height(expiry),
             payload: &payload,
         };
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            let what = format!("a payload of {} bytes; a transaction has at most {PAYLOAD_BYTES_MAX}", payload.len());
+            return Err(Failure::usage(what).hint("put what is larger into the store, and its hash here"));
+        }
         let chain = ChainId(status.chain);
         let sign = |domain: &str, message: &[u8]| Ok::<_, std::convert::Infallible>(signer.sign(domain, message));
         let Ok(encoded) = draft.encode(&chain, sign);
         let id = Transaction::decode(&encoded).map_err(|error| Failure::new(Exit::Other, error))?.id(&chain);
-        if let Some((_, refusal)) = client.submit(encoded.into()).await?.into_iter().next() {
+        // Once it has left nobody can take it back: who does not hear of it asks for it, and does not send another one.
+        let unknown = |failure: Failure| {
+            failure
+                .context(format!("what became of the transaction {id} is not known"))
+                .hint(format!("it may have been executed, or still be: `metanode tx wait {id}` says so; sending another one may do it twice"))
+        };
+        let submitted = match client.submit(encoded.into()).await {
+            Err(ClientError::Refused(refusal)) => return Err(ClientError::Refused(refusal).into()),
+            submitted => submitted.map_err(|error| unknown(error.into()))?,
+        };
+        if let Some((_, refusal)) = submitted.into_iter().next() {
             let exit = if refusal.is_busy() { Exit::Busy } else { Exit::Other };
-            return Err(Failure::new(exit, refusal).context("the node refused the transaction"));
+            let failure = match refusal {
+                TransactionRefusal::Application(code) => Failure::new(exit, words(Code(code))),
+                refusal => Failure::new(exit, refusal),
+            };
+            return Err(failure.context("the node refused the transaction"));
         }
         if args.no_wait {
             return global.output.print(&Report::new(id, TransactionStatus::Waiting));
         }
-        let status = wait(client, id, global.timeout).await?;
+        let status = wait(client, id, global.timeout).await.map_err(unknown)?;
         report(global, id, status)
     })
 }

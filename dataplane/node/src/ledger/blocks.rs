@@ -232,6 +232,8 @@ pub(super) async fn catch_up(this: Rc<Validator>) {
             this.behind.take();
             continue;
         }
+        // What comes too early for the replica is taken for nothing.
+        this.executed.reach(Height(next.0.saturating_sub(this.genesis.lag))).await;
         // One that is known to exist is not waited for.
         let wait = if this.behind.get().is_some() { Duration::ZERO } else { WAIT };
         let mut asked = false;
@@ -247,6 +249,7 @@ pub(super) async fn catch_up(this: Rc<Validator>) {
         if this.decided.get() >= wanted {
             this.behind.take();
         } else if !asked {
+            this.behind.take(); // nobody has it: who says so lies, or can't be reached now, and says so again
             sleep(ASK_PAUSE).await;
         }
         if this.behind.get().is_some() {

@@ -368,8 +368,9 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
         let addresses = link.addresses.borrow().clone();
         for address in addresses {
             match timeout(DIAL_TIME_MAX, greet(&dialling, &link.key, address)).await {
-                Ok(Ok((connection, send, peers))) => {
+                Ok(Ok((connection, send, height, peers))) => {
                     if let Some(validator) = validator.upgrade() {
+                        validator.welcomed(link.key, height);
                         let latest = validator.replica.borrow().chain().system().latest().clone();
                         peers.iter().for_each(|peer| validator.links.told(peer, &latest));
                         validator.reach_validators();
@@ -388,12 +389,12 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
     }
 }
 
-/// A connection that is greeted, and its stream for messages.
+/// A connection that is greeted, its stream for messages, how far the chain is there, and how others are reached.
 async fn greet(
     dialling: &Dialling,
     key: &NodeKey,
     address: SocketAddr,
-) -> Result<(Connection, SendStream, Vec<Ticket>), String> {
+) -> Result<(Connection, SendStream, Height, Vec<Ticket>), String> {
     let config = tls::client_with(dialling.crypto.clone(), &dialling.identity, *key, &[tls::ALPN_BPI]);
     let config = config.map_err(|error| error.to_string())?;
     let connected = dialling.endpoint.connect(Arc::new(config), address, tls::SERVER_NAME).await;
@@ -411,7 +412,7 @@ async fn greet(
             Kind::PeerWelcome => match frame.message::<PeerWelcome>() {
                 Ok(welcome) => {
                     let peers = welcome.peers.iter().take(VALIDATORS_MAX).filter_map(|peer| peer.as_str().parse().ok());
-                    Ok((send, peers.collect::<Vec<Ticket>>()))
+                    Ok((send, Height(welcome.height.to_native()), peers.collect::<Vec<Ticket>>()))
                 }
                 Err(error) => Err(error.to_string()),
             },
@@ -423,9 +424,9 @@ async fn greet(
         }
     };
     match greeting.await {
-        Ok((send, peers)) => {
+        Ok((send, height, peers)) => {
             unless_greeted.keep();
-            Ok((connection, send, peers))
+            Ok((connection, send, height, peers))
         }
         Err(why) => Err(why),
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use metanode_crypto::{Identity, tls};
-use metanode_ibft::{Certificate, ChainId, Height, Record};
+use metanode_ibft::{Certificate, ChainId, Height, Message, Record};
 use metanode_ledger::{Batch, Block, BlockError, Chain, Genesis, GenesisError};
 use metanode_mempool::{BoardLimits, WaitingLimits};
 use metanode_quic::{Datagram, Endpoint, PortGroup};
@@ -34,6 +34,7 @@ use super::{
     snapshots,
     validator::{Counting, Detach as _, Parts, Validator, clock},
     voice::{self, Said},
+    voting::Voting,
 };
 use crate::{
     config::{Config, LedgerConfig},
@@ -92,6 +93,9 @@ pub enum LedgerError {
         /// What.
         what: &'static str,
     },
+    /// The chain has blocks to come that this program does not know.
+    #[error("{0}: a program that knows them goes on")]
+    NotSupported(BlockError),
     /// The application in this process does not do what it should.
     #[error("the application: {0}")]
     Application(String),
@@ -274,18 +278,24 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
     };
     let opened = execute_all(&sources, &outcomes, &said, config.outcomes_max as usize, &watch).await?;
     watch.set_waits(None);
-    let Executed { replayed: Replayed { chain, root, named, from }, results, unstored } = opened;
+    let Executed { replayed: Replayed { chain, root, named, from: snapshot }, results, unstored } = opened;
     if let Err(source @ BlockError::NotSupported { .. }) = chain.validators() {
-        return Err(LedgerError::DoesNotFollow { height: chain.tip().height.next().0, source });
+        return Err(LedgerError::NotSupported(source));
     }
-    let mut silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
-    let next = chain.tip().height.next().0;
-    let votes_from = (silent.is_none() && said.height > next).then_some(Height(said.height));
-    if votes_from.is_some() {
-        let ahead = format!("its sign state is about height {}, the chain here ends before {next}", said.height);
-        silent = Some(format!("{ahead}: it votes once it is as far"));
+    let silent = reason_for_silence(wal.is_some(), &said, addresses.len() as u64);
+    if let Some(why) = &silent {
+        tracing::warn!("this node says nothing on the chain: {why}");
     }
-    let batches = open_batches(&store, &chain, &named, from, &arrived).await;
+    let next = chain.tip().height.next();
+    // What is about the next height is what it goes on with.
+    let from = if said.height > next.0 { Height(said.height) } else { Height(0) };
+    let is_alone = chain.system().validators(next).iter().all(|key| *key == identity.public());
+    let commits = said.records.iter().filter_map(|record| match record {
+        Record::Cast(Message::Commit(signed)) => Some(signed.payload),
+        _ => None,
+    });
+    let voting = Voting::new(silent, from, is_alone, commits);
+    let batches = open_batches(&store, &chain, &named, snapshot, &arrived).await;
     let digests = || batches.iter().map(Batch::digest).collect();
     arrivals.begin_anew(digests).await.map_err(io_error("write lists in", &folder))?;
 
@@ -298,14 +308,11 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         chain,
         &batches,
         &said.records,
-        silent.is_none(),
+        false, // until it is seen that it may
         clock(began),
     );
-    if let Some(why) = &silent {
-        tracing::warn!("this node says nothing on the chain: {why}");
-    }
     tracing::info!(
-        chain = %Hash(id.0), name = genesis.name, snapshot = from.0, height = replica.chain().tip().height.0,
+        chain = %Hash(id.0), name = genesis.name, snapshot = snapshot.0, height = replica.chain().tip().height.0,
         batches = batches.len(), "the ledger is open, after {:.1} s", (now() - began).as_secs_f64()
     );
     let this = Validator::new(Parts {
@@ -327,10 +334,9 @@ pub(crate) async fn start(seed: LedgerSeed, store: Store) -> Result<Rc<Validator
         folder,
         snapshot_heights: config.snapshot_heights,
         scribe,
-        silent,
+        voting,
         began,
         counters,
-        votes_from,
     });
     batches.iter().for_each(|batch| this.batches.borrow_mut().insert(batch));
     this.to_store.borrow_mut().extend(unstored);

@@ -93,7 +93,7 @@ pub(crate) struct LedgerRoute {
     /// On the shard that has it, once it is ready.
     here: OnceCell<Rc<Validator>>,
     /// Why it is not.
-    broken: OnceCell<String>,
+    broken: OnceCell<Refusal>,
     watch: OnceCell<Arc<Watch>>,
     /// 1 once the node is stopping.
     stopping: Progress,
@@ -126,7 +126,11 @@ impl LedgerRoute {
     /// The ledger can't be opened.
     pub(crate) fn set_broken(&self, error: &LedgerError) {
         tracing::error!("the ledger can't be opened: {error}");
-        self.broken.get_or_init(|| error.to_string());
+        let code = match error {
+            LedgerError::NotSupported(_) => RefusalCode::NotSupported,
+            _ => RefusalCode::Storage,
+        };
+        self.broken.get_or_init(|| Refusal::new(code, format!("the ledger can't be opened: {error}")));
     }
 
     /// A ledger is being opened here, whose application is to be seen by this.
@@ -183,7 +187,7 @@ impl LedgerRoute {
         match self.here() {
             Some(validator) => answer(&validator, request).await,
             None => Err(match self.broken.get() {
-                Some(why) => Refusal::new(RefusalCode::Storage, format!("the ledger can't be opened: {why}")),
+                Some(refusal) => refusal.clone(),
                 None => match self.watch.get().and_then(|watch| watch.waits()) {
                     Some(why) => away(&why),
                     None => not_ready(),

@@ -36,6 +36,7 @@ use super::{
     replay,
     results::Results,
     submit, voice,
+    voting::Voting,
 };
 
 /// Bytes of batches that are kept in memory until they are executed; more are read from the store again.
@@ -109,8 +110,7 @@ pub(crate) struct Validator {
     pub(super) behind: Cell<Option<(Option<NodeKey>, Height)>>,
     pub(super) behind_came: Notify,
     began: Instant,
-    /// Why this node says nothing although it could.
-    pub(super) silent: RefCell<Option<String>>,
+    pub(super) voting: Voting,
     /// Why the ledger does not go on.
     pub(super) failed: RefCell<Option<String>>,
     /// The latest times from proposal to quorum of commits, of this node's proposals.
@@ -119,8 +119,6 @@ pub(crate) struct Validator {
     proposed: Cell<Option<(View, Instant)>>,
     /// Who was accused, and at which height.
     accused: RefCell<ByKey<Height>>,
-    /// It votes once this height is final: its sign state is about it, and the chain here is not as far.
-    votes_from: Cell<Option<Height>>,
     pub(super) tasks: RefCell<Vec<Task<()>>>,
 }
 
@@ -246,10 +244,9 @@ pub(super) struct Parts {
     pub(super) folder: PathBuf,
     pub(super) snapshot_heights: u64,
     pub(super) scribe: Companion,
-    pub(super) silent: Option<String>,
+    pub(super) voting: Voting,
     pub(super) began: Instant,
     pub(super) counters: Arc<LedgerCounters>,
-    pub(super) votes_from: Option<Height>,
 }
 
 impl Validator {
@@ -298,13 +295,12 @@ impl Validator {
             behind: Cell::default(),
             behind_came: Notify::default(),
             began: parts.began,
-            silent: RefCell::new(parts.silent),
+            voting: parts.voting,
             failed: RefCell::default(),
             finality: RefCell::default(),
             counters: parts.counters,
             proposed: Cell::default(),
             accused: RefCell::default(),
-            votes_from: Cell::new(parts.votes_from),
             tasks: RefCell::default(),
         })
     }
@@ -347,23 +343,34 @@ impl Validator {
         self.publish(&replica);
         drop(replica);
         self.decided.set(tip);
-        if self.votes_from.get().is_some_and(|from| tip >= from) {
-            self.begin_to_vote(tip);
+        if self.voting.begins(tip) {
+            tracing::info!(height = tip.0, "from now on this node votes, if its key is a validator's");
+            tasks.push(Box::pin(may_vote(self.clone(), true)));
         }
         tasks.into_iter().for_each(|task| spawn_local(task).detach_quietly());
         result
     }
 
-    /// The chain here is as far as what the sign state is about.
-    fn begin_to_vote(self: &Rc<Self>, tip: Height) {
-        self.votes_from.set(None);
-        *self.silent.borrow_mut() = None;
-        tracing::info!(height = tip.0, "the chain here is as far as the sign state: this node votes");
-        self.act(|replica, now| replica.may_vote(now, true));
+    /// Somebody to whom this node has connected says how far the chain is there.
+    pub(super) fn welcomed(self: &Rc<Self>, key: NodeKey, height: Height) {
+        if height > self.decided.get() && self.behind.get().is_none_or(|(_, known)| known < height) {
+            self.behind.set(Some((Some(key), height)));
+            self.behind_came.notify();
+        }
+        let (votes, needed) = {
+            let replica = self.replica.borrow();
+            let set = replica.chain().system().validators(replica.chain().tip().height.next());
+            (set.contains(&key), set.faults() + 1)
+        };
+        if votes {
+            self.voting.heard(key, height, needed);
+            self.act(|_, _| ()); // it may vote now
+        }
     }
 
     /// Does what can be done at once, and queues what has an order; the rest is a task.
     fn perform(self: &Rc<Self>, effect: Effect, replica: &Replica) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
+        let mut then = None;
         let ordered = match effect {
             Effect::Persist(record) => Ordered::Persist(record),
             Effect::Cast(draft) => {
@@ -376,6 +383,10 @@ impl Validator {
             Effect::Help { to, height } => Ordered::Help { to, height },
             Effect::Store { block, certificate } => {
                 self.note_finality(&certificate);
+                if self.wal.is_some() && self.voting.has_forgotten(&self.me(), &certificate) {
+                    tracing::error!("this node says nothing more: {}", self.voting.why_not().unwrap_or_default());
+                    then = Some(Box::pin(may_vote(self.clone(), false)) as Pin<Box<dyn Future<Output = ()>>>);
+                }
                 Ordered::Store { block, certificate }
             }
             Effect::Execute(block) => Ordered::Execute(block),
@@ -427,7 +438,7 @@ impl Validator {
         };
         self.ordered.borrow_mut().push_back(ordered);
         self.ordered_came.notify();
-        None
+        then
     }
 
     /// Puts numbers that other threads ask for where they find them.
@@ -504,7 +515,7 @@ impl Validator {
     /// Why this node says nothing although it could.
     pub(super) fn silence(&self) -> Option<String> {
         let waits = |why: &String| format!("it waits for its application: {why}");
-        self.silent.borrow().clone().or_else(|| self.away.borrow().as_ref().map(waits))
+        self.voting.why_not().or_else(|| self.away.borrow().as_ref().map(waits))
     }
 
     /// The ledger does not go on. The node does: it stores and fetches.
@@ -543,6 +554,12 @@ impl Validator {
         self.tasks.take();
         self.links.stop();
     }
+}
+
+/// Tells the replica whether this node votes.
+async fn may_vote(this: Rc<Validator>, may: bool) {
+    this.act(|replica, now| replica.may_vote(now, may));
+    this.publish_role();
 }
 
 /// What is said while there is no application.

@@ -106,6 +106,9 @@ async fn speak(this: &Rc<Validator>, run: Vec<Ordered>) -> Result<(), WalError> 
                 let wal = this.wal.as_ref().filter(|_| this.is_sound());
                 match wal.map(|wal| sign(this, wal.sign_state(), draft.clone())) {
                     Some(Ok(message)) => {
+                        if let Message::Commit(signed) = &message {
+                            this.voting.voted(&signed.payload);
+                        }
                         records.push((message.view().height.0, record(&Record::Cast(message.clone()))));
                         messages.push(Some(message));
                     }
