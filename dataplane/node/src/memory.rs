@@ -26,8 +26,9 @@ const CONNECTION_BYTES: u64 = (32 + 128) << 10;
 /// An entry of the index.
 const ENTRY_BYTES: u64 = 64;
 
-/// Of the ledger: batches in memory until they are executed, what is under way in checks and execution. The application's state comes on top.
-const LEDGER_BYTES: u64 = 160 << 20;
+/// Of the ledger: batches in memory until they are executed, what is under way in checks and execution, outcomes that are being sorted and merged
+/// (a run of 24 MiB, some megabytes of each that is merged), a piece of a snapshot. The application's state comes on top.
+const LEDGER_BYTES: u64 = (160 + 64) << 20;
 
 /// A transaction that waits, besides its bytes: its place in tables, its account's.
 const WAITING_BYTES: u64 = 512;

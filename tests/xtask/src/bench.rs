@@ -151,7 +151,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.no_build {
         build_release()?;
         process::run(&mut cargo(["build", "--release", "-p", "metanode-proxy"]))?;
-        process::run(&mut cargo(["build", "--release", "--manifest-path", "benches/peers/Cargo.toml"]))?;
+        // Minutes, which a suite without peers need not wait for.
+        if suite.programs().iter().any(|program| matches!(program, Program::Peer(_))) {
+            process::run(&mut cargo(["build", "--release", "--manifest-path", "benches/peers/Cargo.toml"]))?;
+        }
     }
 
     let start = Instant::now();
