@@ -489,13 +489,15 @@ impl<B: Block> AtHeight<B> {
         if prepares.len() < quorum || self.said.commit.is_some() {
             return;
         }
+        // Who says nothing takes no lock either: what it says of it later would not be on disk.
+        if !self.votes(step) {
+            return;
+        }
         self.said.commit = Some(hash);
         let lock = Prepared { view, block: block.clone(), prepares };
         self.lock = Some(lock.clone());
-        if self.votes(step) {
-            step.effects.push(Effect::Persist(Record::Prepared(lock)));
-            step.effects.push(Effect::Cast(Draft::Commit(Commit { view, hash })));
-        }
+        step.effects.push(Effect::Persist(Record::Prepared(lock)));
+        step.effects.push(Effect::Cast(Draft::Commit(Commit { view, hash })));
     }
 
     /// Clause 13: a quorum of commits of any one round. `false` when there is none, or its block is not known or not checked yet.

@@ -467,6 +467,20 @@ fn clause_22_a_restart_says_the_same_and_nothing_else() {
     assert!(!says_prepare(&silent.valid(&one)));
     silent.step(Input::Timeout(Timer::Round(view(1))));
     assert_eq!(says_round_change(&silent.effects), None);
+    // A lock that it could have taken meanwhile is on disk before it says anything of it (clause 21).
+    let mut unlocked = restored(&[Record::Round(view(1))], false);
+    unlocked.hear(proposal(1, 1, &one, nothing_prepared(1)));
+    unlocked.valid(&one);
+    for by in [1, 2, 3] {
+        assert!(!says_commit(&unlocked.hear(Message::Prepare(prepare(by, 1, &one)))));
+    }
+    let effects = unlocked.step(Input::MayVote(true));
+    let at = |what: &dyn Fn(&Effect<TestBlock>) -> bool| effects.iter().position(what).unwrap();
+    let says = |effect: &Effect<TestBlock>| {
+        let one = std::slice::from_ref(effect);
+        says_commit(one) || says_round_change(one).is_some_and(|change| change.prepared.is_some())
+    };
+    assert!(at(&|effect| matches!(effect, Effect::Persist(Record::Prepared(_)))) < at(&says));
     // Once it may, it says what it would have said; and nothing more when it may not any longer.
     let mut later = restored(&[Record::Round(view(1))], false);
     later.hear(proposal(1, 1, &one, nothing_prepared(1)));

@@ -65,7 +65,8 @@ pub(super) const MUTANTS: &[Mutant] = mutants! {
     20 ledger chain "who has not executed far enough votes all the same": "if self.executed < needed {" => "if self.executed < needed && false {";
     20 ledger chain "the header says who votes now where it should say who votes next": "next_validators_hash: validators_hash(self.system_validators(height.next()))" => "next_validators_hash: validators_hash(self.system_validators(height))";
     21 ibft height "the block of a prepare is not on disk": "            step.effects.push(Effect::Persist(Record::Block(block.clone())));\n" => "            let _ = block;\n";
-    21 ibft height "the lock is not on disk": "            step.effects.push(Effect::Persist(Record::Prepared(lock)));\n" => "            let _ = lock;\n";
+    21 ibft height "the lock is not on disk": "        step.effects.push(Effect::Persist(Record::Prepared(lock)));\n" => "        let _ = lock;\n";
+    21 ibft height "a lock is taken in silence, and never written": "        if !self.votes(step) {\n            return;\n        }\n        self.said.commit = Some(hash);" => "        if !self.votes(step) {\n            self.lock = Some(Prepared { view, block: block.clone(), prepares });\n            return;\n        }\n        self.said.commit = Some(hash);";
     21 ibft height "the round is not on disk": "        step.effects.push(Effect::Persist(Record::Round(view)));\n" => "";
     21 ibft height "a decision is not on disk": "                    step.effects.push(Effect::Persist(Record::Decision(decided.clone())));\n" => "";
     22 ibft height "what was said is forgotten at a restart": "            Message::Prepare(signed) => self.said.prepare = Some(signed.payload.hash),\n" => "            Message::Prepare(_) => {}\n";
