@@ -37,6 +37,15 @@ pub struct Prepared<B> {
     pub prepares: Vec<Signed<Prepare>>,
 }
 
+/// A round that too few want to begin (clause 16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoQuorum {
+    /// Validators that have asked for it or a later one, this one included.
+    pub heard: usize,
+    /// How many it takes.
+    pub quorum: usize,
+}
+
 /// A block that may be voted on, and what the application says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Candidate<B> {
@@ -115,6 +124,12 @@ impl<B: Block> AtHeight<B> {
 
     pub(crate) fn height(&self) -> Height {
         self.at.height
+    }
+
+    /// See [`Core::no_quorum`](crate::Core::no_quorum).
+    pub(crate) fn no_quorum(&self) -> Option<NoQuorum> {
+        let waits = self.decided.is_none() && self.round > Round::ZERO && !self.timer_runs;
+        waits.then(|| NoQuorum { heard: self.at_least(self.round), quorum: self.at.validators.quorum() })
     }
 
     fn checks<'c>(&'c self, step: &'c Step<'_, B>) -> Checks<'c> {

@@ -39,7 +39,7 @@ pub use machine::{Core, Draft, Effect, HELP_INTERVAL, Input, NewHeight, Now, Par
 
 pub use evidence::Evidence;
 pub use future::{HEIGHTS_AHEAD, SHARE_BYTES_MAX, SHARE_MESSAGES_MAX};
-pub use height::{Prepared, Timing};
+pub use height::{NoQuorum, Prepared, Timing};
 pub use justify::Refusal;
 pub use message::{
     Block, Certificate, ChainId, Commit, Height, Justification, Message, Payload, Prepare, Proposal, ProposalMessage,

@@ -9,7 +9,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::{
     evidence::Evidence,
     future::Future,
-    height::{AtHeight, Prepared, Step, Timing},
+    height::{AtHeight, NoQuorum, Prepared, Step, Timing},
     justify::Refusal,
     message::{
         Block, Certificate, ChainId, Commit, Height, Justification, Message, Prepare, Proposal, RoundChange, Signed,
@@ -271,6 +271,12 @@ impl<B: Block> Core<B> {
     /// Height and round, once there is one.
     pub fn view(&self) -> Option<View> {
         self.current.as_ref().map(AtHeight::view)
+    }
+
+    /// Why nothing is decided, when it is for want of validators that take part: a round has ended here, and no quorum asks for the next one.
+    /// For a moment it is so at each end of a round.
+    pub fn no_quorum(&self) -> Option<NoQuorum> {
+        self.current.as_ref().and_then(AtHeight::no_quorum)
     }
 
     /// The fewest records from which [`restore`](Self::restore) goes on as this one would: what a log that begins anew begins with. `None` while

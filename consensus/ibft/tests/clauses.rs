@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{CHAIN, LARGE, TestBlock, Toy, first_height, key, parameters, sign};
 use metanode_ibft::{
     Block, Certificate, Commit, Core, Draft, Effect, Evidence, HEIGHTS_AHEAD, HELP_INTERVAL, Height, Input,
-    Justification, Message, Now, Prepare, Prepared, Proposal, ProposalMessage, Record, Refusal, Round, RoundChange,
-    RoundChangeMessage, SHARE_MESSAGES_MAX, Signed, Timer, View,
+    Justification, Message, NoQuorum, Now, Prepare, Prepared, Proposal, ProposalMessage, Record, Refusal, Round,
+    RoundChange, RoundChangeMessage, SHARE_MESSAGES_MAX, Signed, Timer, View,
 };
 use metanode_types::Hash;
 
@@ -367,6 +367,7 @@ fn clause_16_the_clock_of_a_later_round_starts_with_a_quorum_or_a_proposal() {
     this.hear(asks(0, 1, None));
     this.hear(asks(1, 1, None));
     assert!(!sets_round_timer(&this.effects, 1), "two of three");
+    assert_eq!(this.core.no_quorum(), Some(NoQuorum { heard: 2, quorum: 3 }), "and it says so");
     let resent = this.step(Input::Timeout(Timer::Resend(view(1))));
     assert!(matches!(
         resent[..],
@@ -383,6 +384,7 @@ fn clause_16_the_clock_of_a_later_round_starts_with_a_quorum_or_a_proposal() {
     );
     this.hear(asks(2, 2, None));
     assert!(sets_round_timer(&this.effects, 1), "three want this round or a later one");
+    assert_eq!(this.core.no_quorum(), None);
     let mut other = Validator::new();
     other.hear(proposal(3, 3, &block(3), nothing_prepared(3)));
     assert!(sets_round_timer(&other.effects, 3));

@@ -5,8 +5,8 @@ use std::{
 };
 
 use metanode_ibft::{
-    self as ibft, Block as _, Certificate, Core, Draft, Evidence, Height, Input, Message, Now, Parameters, Record,
-    Refusal, Timer, Verifier, View,
+    self as ibft, Block as _, Certificate, Core, Draft, Evidence, Height, Input, Message, NoQuorum, Now, Parameters,
+    Record, Refusal, Timer, Verifier, View,
 };
 use metanode_ledger::{
     BATCH_BYTES_MAX, Batch, BatchDraft, Block, BlockError, Chain, Done, Early, Executed, Facts, Genesis, Transaction,
@@ -228,6 +228,11 @@ impl Replica {
     /// Height and round.
     pub fn view(&self) -> Option<View> {
         self.core.view()
+    }
+
+    /// Why nothing is decided, when it is for want of validators that take part.
+    pub fn no_quorum(&self) -> Option<NoQuorum> {
+        self.core.no_quorum()
     }
 
     /// What waits.

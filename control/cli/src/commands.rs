@@ -33,7 +33,10 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     match command {
         Command::Start(start) => match start.validators {
             Some(count) => network::start(&global, &start, count),
-            None => node::start(&global, &start),
+            None => match network::of(&global)? {
+                Some(network) => Err(network.is_not_one_node()),
+                None => node::start(&global, &start),
+            },
         },
         Command::Stop(stop) => match network::of(&global)? {
             Some(network) => network.stop(&global, &stop),

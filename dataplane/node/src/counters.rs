@@ -128,6 +128,8 @@ pub(crate) struct LedgerCounters {
     pub(crate) round: Gauge,
     /// 1 when this node votes.
     pub(crate) votes: Gauge,
+    /// Validators that lack to a quorum, when a round can't begin for want of it.
+    pub(crate) quorum_lacks: Gauge,
     /// Validators and peers that it is connected to.
     pub(crate) connected: Gauge,
     /// Transactions that wait, and their bytes.

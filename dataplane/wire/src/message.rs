@@ -387,7 +387,7 @@ messages! {
         node_key: [u8; 32],
         /// 0: it observes; 1: it votes; 2: it is a validator that may not vote; 3: it has halted.
         role: u8,
-        /// Why it does not vote, for a person; empty when it does.
+        /// Why it does not vote, or why no block comes although it does, for a person; empty when all is well.
         reason: String,
         /// Last final height.
         height: u64,

@@ -49,6 +49,8 @@ pub(crate) enum Request {
     Tags(Option<TagName>, usize),
     /// Take a reference to each of these roots, or to none: then the first that is missing.
     Refer(Vec<Hash>),
+    /// Drop a reference to this root, and say when it is done.
+    Release(Hash),
     /// Which of these chunks are here.
     Have(Vec<Hash>),
     /// What of these segments still counts.
@@ -69,6 +71,7 @@ pub(crate) enum Reply {
     Blobs(Vec<BlobLine>),
     Tags(Vec<TagLine>),
     Refer(Result<(), Hash>),
+    Released,
     Have(Vec<bool>),
     Live(Vec<Live>),
     Move(Result<(), StoreError>),

@@ -58,6 +58,10 @@ impl Inner {
                 Reply::Have(names.iter().map(|name| !matches!(partition.chunk(name), Source::Corrupt)).collect())
             }
             Request::Refer(hashes) => Reply::Refer(self.serve_refer(hashes).await),
+            Request::Release(hash) => {
+                self.notice_here(Notice::ReleaseRoots(vec![hash]));
+                Reply::Released
+            }
             Request::Live(segments) => {
                 let partition = self.partition.borrow();
                 Reply::Live(segments.into_iter().map(|(log, segment)| partition.live(log, segment)).collect())

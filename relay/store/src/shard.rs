@@ -235,10 +235,7 @@ impl Store {
         self.0.op(self.0.owner(&hash), Op::Refer { hash }).await?;
         let owner = self.0.owner(&tag_key(&name));
         match self.0.op(owner, Op::TagSet { name, target: hash }).await {
-            Ok(Outcome::Untagged(before)) => {
-                self.0.release_roots(before.into_iter().collect());
-                Ok(())
-            }
+            Ok(Outcome::Untagged(Some(before))) => self.0.untagged(before).await,
             Ok(_) => Ok(()),
             Err(error) => {
                 self.0.release_roots(vec![hash]);
@@ -251,7 +248,7 @@ impl Store {
     pub async fn tag_remove(&self, name: TagName) -> Result<(), StoreError> {
         let owner = self.0.owner(&tag_key(&name));
         if let Outcome::Untagged(Some(before)) = self.0.op(owner, Op::TagRemove { name }).await? {
-            self.0.release_roots(vec![before]);
+            self.0.untagged(before).await?;
         }
         Ok(())
     }
@@ -430,6 +427,14 @@ impl Inner {
             taken.extend(group);
         }
         Ok(())
+    }
+
+    /// A tag points there no more: who is told so may remove the blob at once, by way of any shard.
+    async fn untagged(self: &Rc<Self>, hash: Hash) -> Result<(), StoreError> {
+        match self.request(self.owner(&hash), Request::Release(hash)).await? {
+            Reply::Released => Ok(()),
+            other => Err(wrong(&other)),
+        }
     }
 
     /// Children's references stay with a folder that is new; otherwise they go back.

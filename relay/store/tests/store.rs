@@ -5,16 +5,18 @@
 use std::{
     os::unix::fs::FileExt,
     path::Path,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
+        mpsc,
     },
     time::Duration,
 };
 
 use bytes::Bytes;
 use metanode_blob::tree::SliceDecoder;
-use metanode_shard::{ShardsConfig, sleep, start, timeout};
+use metanode_shard::{ShardsConfig, sleep, start, timeout, yield_now};
 use metanode_store::{Fetched, PutOptions, Store, StoreConfig, StoreError, StoreShared, mesh};
 use metanode_types::{BlobKind, ByteRange, DurabilityClass, Hash, ShardCount, TagName};
 use metanode_wire::{Entry, EntryKind, Manifest};
@@ -27,28 +29,47 @@ fn with_store<F>(folder: &Path, count: u16, scenario: impl FnOnce(Store) -> F + 
 where
     F: Future<Output = ()> + 'static,
 {
+    let scenario: Scenario = Box::new(move |store| Box::pin(scenario(store)));
+    with_stores(folder, count, vec![scenario]);
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+type Scenario = Box<dyn FnOnce(Store) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// Runs a scenario on each of the first shards of a store, then closes it once that on shard 0 has ended.
+fn with_stores(folder: &Path, count: u16, scenarios: Vec<Scenario>) {
     let shards = ShardCount::new(count).unwrap();
     let mut config = StoreConfig::new(folder.to_owned(), shards);
     config.segment_bytes = 4 << 20;
     let shared = StoreShared::open(config).unwrap();
     let mut ports = mesh(shards).into_iter();
-    let mut scenario = Some(scenario);
+    let mut scenarios = scenarios.into_iter();
     let left = Arc::new(AtomicU16::new(count));
     let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let running = start(&ShardsConfig::unpinned("store", shards), |shard| {
-        let (shared, port, scenario) = (shared.clone(), ports.next().unwrap(), scenario.take());
+        let (shared, port, scenario) = (shared.clone(), ports.next().unwrap(), scenarios.next());
         let (left, ended) = (left.clone(), ended.clone());
         move || async move {
+            // Also when it fails: the others would wait for ever.
+            let gone = OnDrop(|| _ = left.fetch_sub(1, Ordering::SeqCst));
+            let end = (shard.0 == 0).then(|| OnDrop(|| ended.store(true, Ordering::SeqCst)));
             let store = Store::open(shared, shard, port).await.unwrap();
             if let Some(scenario) = scenario {
                 scenario(store.clone()).await;
-                ended.store(true, Ordering::SeqCst);
             }
+            drop(end);
             while !ended.load(Ordering::SeqCst) {
                 sleep(Duration::from_millis(2)).await;
             }
             store.shutdown().await.unwrap();
-            left.fetch_sub(1, Ordering::SeqCst);
+            drop(gone);
             while left.load(Ordering::SeqCst) > 0 {
                 sleep(Duration::from_millis(2)).await;
             }
@@ -266,6 +287,44 @@ fn tags_move_and_protect() {
         assert_eq!(store.tag_get(name).await, Err(StoreError::NotFound));
         store.remove(second).await.unwrap();
     });
+}
+
+/// A client that talks to each shard by a connection of its own may go on at another one as soon as it has its answer.
+#[test]
+fn what_a_tag_has_let_go_may_be_removed_at_once_by_way_of_another_shard() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ask, asked) = mpsc::channel::<Hash>();
+    let (answer, answered) = mpsc::channel();
+    let first: Scenario = Box::new(move |store| {
+        Box::pin(async move {
+            for round in 0..10 {
+                let hash = put(&store, &data(10, round)).await;
+                let name: TagName = "latest".parse().unwrap();
+                store.tag_set(name.clone(), hash).await.unwrap();
+                store.tag_remove(name).await.unwrap();
+                ask.send(hash).unwrap();
+                loop {
+                    match answered.try_recv() {
+                        Ok(removed) => break assert_eq!(removed, Ok(()), "round {round}"),
+                        Err(mpsc::TryRecvError::Empty) => yield_now().await,
+                        Err(error) => panic!("the other shard: {error}"),
+                    }
+                }
+            }
+        })
+    });
+    let second: Scenario = Box::new(move |store| {
+        Box::pin(async move {
+            loop {
+                match asked.try_recv() {
+                    Ok(hash) => answer.send(store.remove(hash).await).unwrap(),
+                    Err(mpsc::TryRecvError::Empty) => yield_now().await,
+                    Err(mpsc::TryRecvError::Disconnected) => break,
+                }
+            }
+        })
+    });
+    with_stores(folder.path(), 2, vec![first, second]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Validators of a chain of their own, each a process.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU8, Ordering},
@@ -132,15 +133,13 @@ impl Network {
         self.nodes[index] = Some(Node::spawn(&mut change(&self.start_command(index)), log));
     }
 
-    /// Gives all validators other addresses, before they are started.
-    pub fn move_to(&self, address: impl Fn(usize) -> String) {
-        let tickets: Vec<Ticket> = (0..self.len())
-            .map(|index| Ticket {
-                node: self.identity(index).public(),
-                addresses: vec![address(index).parse().expect("an address")],
-                hash: None,
-            })
-            .collect();
+    /// Gives all validators other addresses, before they are started: where each listens, and where the first sees the second.
+    pub fn move_to(&self, address: impl Fn(usize) -> SocketAddr, seen: impl Fn(usize, usize) -> SocketAddr) {
+        let ticket = |from: usize, to: usize| Ticket {
+            node: self.identity(to).public(),
+            addresses: vec![seen(from, to)],
+            hash: None,
+        };
         for index in 0..self.len() {
             let path = self.data(index).join("metanode.toml");
             let config = std::fs::read_to_string(&path).expect("there is a configuration");
@@ -150,8 +149,8 @@ impl Network {
                 match line {
                     _ if line.starts_with("listen = \"127.") => lines.push(format!("listen = \"{}\"", address(index))),
                     _ if line.starts_with("peers = [") => {
-                        let peers = tickets.iter().enumerate().filter(|(place, _)| *place != index);
-                        let peers: Vec<String> = peers.map(|(_, ticket)| format!("\"{ticket}\"")).collect();
+                        let peers = (0..self.len()).filter(|place| *place != index);
+                        let peers: Vec<String> = peers.map(|place| format!("\"{}\"", ticket(index, place))).collect();
                         lines.push(format!("peers = [{}]", peers.join(", ")));
                         in_peers = true;
                     }

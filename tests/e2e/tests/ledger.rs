@@ -14,7 +14,7 @@ use std::{
 use metanode_application::Operation;
 use metanode_client::TransactionStatus;
 use metanode_crypto::Identity;
-use metanode_e2e::{Network, Sender, account, eventually, is_large, scenario, transaction};
+use metanode_e2e::{Network, Sender, account, eventually, is_large, scenario, transaction, wait_for};
 use metanode_ibft::{
     ChainId, Commit, Height, Message, Payload, Prepare, Round, RoundChange, RoundChangeMessage, Signed, View,
 };
@@ -28,6 +28,8 @@ const TIME: Duration = Duration::from_secs(60);
 fn transactions_are_ordered_executed_proven_and_outlive_a_restart() {
     // Without empty blocks: whoever takes a transaction in has to tell the proposer, or it waits for ever.
     let mut network = Network::new(4, &["--empty-ms", "0"]);
+    let alone = network.cli("start").refused(9);
+    assert!(alone.stderr.contains("start --validators 4"), "{}", alone.stderr);
     network.start_all();
     let key = network.cli("id").ok().text().trim().to_owned();
     let sent = network.cli("tx send set greeting hello -o json").ok().json();
@@ -287,13 +289,19 @@ fn one_may_be_gone_two_stop_the_chain_and_it_resumes() {
     let height = |network: &Network| network.cli("ledger stats -o json").ok().json()["height"].as_u64().unwrap();
     let stuck = network.cli("tx send set c 1 --timeout 3");
     assert_eq!(stuck.code, 7, "{}", stuck.stderr);
+    assert!(stuck.stderr.contains("no quorum: 2 validators are heard of in round "), "{}", stuck.stderr);
     let before = height(&network);
     network.cli("tx send set d 1 --timeout 1 --nonce 7");
     assert!(height(&network) <= before + 1, "no quorum, no blocks");
+    let reason =
+        |network: &Network| network.cli("ledger stats -o json").ok().json()["reason"].as_str().map(str::to_owned);
+    assert!(reason(&network).is_some_and(|why| why.ends_with("3 are needed")), "it says why");
+    assert_eq!(network.node(0).metric("ledger_quorum_lacks"), 1.0);
     network.start(2);
     network.start(3);
     // What was sent meanwhile is executed.
     eventually_value(&network, "c");
+    assert!(wait_for(TIME, || reason(&network).is_none().then_some(())).is_some(), "and no longer");
     scenario(async { network.reach(3, height(&network), TIME).await });
 }
 
@@ -588,7 +596,7 @@ fn who_says_two_things_is_on_the_chain_within_ten_heights() {
         let mut liar = Liar::greet(&network, 3, 0).await;
         let client = network.client(0).await.unwrap();
         let key = liar.identity.public();
-        // A round far ahead of the height that is next: it is the liar's to say something about, and nobody is there before.
+        // Two things for round 0 of the next height: nobody has decided there yet, so every validator still looks at what it hears.
         let (mut from, begun) = (0, Instant::now());
         let at = loop {
             let status = client.ledger_status().await.unwrap();

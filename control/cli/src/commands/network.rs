@@ -255,6 +255,13 @@ pub(super) fn start(global: &Global, start: &Start, count: u16) -> Result<()> {
 }
 
 impl Network {
+    /// What `metanode start` without a number says of it.
+    pub(super) fn is_not_one_node(&self) -> Failure {
+        let count = self.folders.len();
+        Failure::new(Exit::DataFolder, format!("the data folder is that of a network of {count} validators"))
+            .hint(format!("`metanode start --validators {count}` starts them all"))
+    }
+
     /// `metanode stop` of a network: all that run.
     pub(super) fn stop(&self, global: &Global, stop: &Stop) -> Result<()> {
         let mut stopped = Vec::new();

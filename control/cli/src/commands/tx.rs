@@ -104,7 +104,7 @@ pub(super) fn run(global: &Global, tx: &Tx) -> Result<()> {
         Tx::Wait { id } => with_client(global, None, false, async |client, _| {
             let id = TransactionId(id.0);
             let status = wait(client, id, global.timeout).await?;
-            report(global, id, status)
+            report(global, client, id, status).await
         }),
         Tx::Status { id } => with_client(global, None, false, async |client, _| {
             let id = TransactionId(id.0);
@@ -115,7 +115,7 @@ pub(super) fn run(global: &Global, tx: &Tx) -> Result<()> {
 }
 
 /// Prints what came of it; anything but success is a failure of the command.
-fn report(global: &Global, id: TransactionId, status: TransactionStatus) -> Result<()> {
+async fn report(global: &Global, client: &Client, id: TransactionId, status: TransactionStatus) -> Result<()> {
     let report = Report::new(id, status);
     global.output.print(&report)?;
     match status {
@@ -123,8 +123,16 @@ fn report(global: &Global, id: TransactionId, status: TransactionStatus) -> Resu
         TransactionStatus::Executed { .. } => {
             Err(Failure::new(Exit::Other, format!("{}: {}", report.state, report.reason.unwrap_or_default())))
         }
-        _ => Err(Failure::new(Exit::Busy, "not executed within the time; it may still be")
-            .hint(format!("`metanode tx wait {id}` goes on waiting"))),
+        _ => {
+            let mut what = "not executed within the time; it may still be".to_owned();
+            // The node may know why; that it doesn't say is no reason to fail otherwise.
+            if let Ok(ledger) = client.ledger_status().await
+                && !ledger.reason.is_empty()
+            {
+                what = format!("{what} (the node says: {})", ledger.reason);
+            }
+            Err(Failure::new(Exit::Busy, what).hint(format!("`metanode tx wait {id}` goes on waiting")))
+        }
     }
 }
 
@@ -231,7 +239,7 @@ fn send(global: &Global, args: &TxSend) -> Result<()> {
             return global.output.print(&Report::new(id, TransactionStatus::Waiting));
         }
         let status = wait(client, id, global.timeout).await.map_err(unknown)?;
-        report(global, id, status)
+        report(global, client, id, status).await
     })
 }
 

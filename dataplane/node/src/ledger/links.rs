@@ -40,8 +40,8 @@ const TOLD_MAX: usize = 4 * VALIDATORS_MAX;
 /// Pauses between two attempts to connect.
 const DIAL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Time for an attempt.
-const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time for an attempt, and for one after others have failed: short, since there may be another address, and long enough for far nodes under load.
+const DIAL_TIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// Time for the answer to a question, beyond what the one who is asked may wait.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
@@ -83,6 +83,9 @@ pub(super) struct Links {
 /// To one validator.
 struct Link {
     key: NodeKey,
+    /// Of the configuration: a way there, whatever it says itself.
+    configured: Vec<SocketAddr>,
+    /// Where to try, in order.
     addresses: RefCell<Vec<SocketAddr>>,
     messages: Queue,
     batches: Queue,
@@ -125,7 +128,7 @@ impl Links {
             told: RefCell::default(),
             counters,
         };
-        peers.iter().for_each(|peer| this.add(peer));
+        peers.iter().for_each(|peer| this.add(peer, &peer.addresses));
         this
     }
 
@@ -143,16 +146,20 @@ impl Links {
     }
 
     /// Somebody to be connected to, or another address of theirs.
-    pub(super) fn add(&self, ticket: &Ticket) {
+    fn add(&self, ticket: &Ticket, configured: &[SocketAddr]) {
         if ticket.node == self.dialling.identity.public() || ticket.addresses.is_empty() {
             return;
         }
         if let Some(link) = self.links.borrow().get(&ticket.node) {
-            *link.addresses.borrow_mut() = ticket.addresses.clone();
+            // What it says itself may be newer, or be true only where it is.
+            let mut addresses = ticket.addresses.clone();
+            addresses.extend(link.configured.iter().filter(|address| !ticket.addresses.contains(address)));
+            *link.addresses.borrow_mut() = addresses;
             return;
         }
         let link = Rc::new(Link {
             key: ticket.node,
+            configured: configured.to_vec(),
             addresses: RefCell::new(ticket.addresses.clone()),
             messages: Queue::default(),
             batches: Queue::default(),
@@ -170,7 +177,7 @@ impl Links {
     pub(super) fn greeted(&self, ticket: &Ticket) {
         self.greeted.borrow_mut().insert(ticket.node, ticket.clone());
         if self.links.borrow().contains_key(&ticket.node) {
-            self.add(ticket);
+            self.add(ticket, &[]);
         }
     }
 
@@ -197,7 +204,7 @@ impl Links {
             }
             let ticket = self.greeted.borrow().get(key).cloned();
             let ticket = ticket.or_else(|| self.told.borrow().get(key).cloned());
-            ticket.into_iter().for_each(|ticket| self.add(&ticket));
+            ticket.into_iter().for_each(|ticket| self.add(&ticket, &[]));
         }
     }
 
@@ -363,11 +370,11 @@ pub(super) async fn read_frame(recv: &mut RecvStream, reader: &mut FrameReader) 
 /// Connects, again and again.
 async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>) {
     let (least, most) = DIAL_PAUSES;
-    let mut pause = least;
+    let (mut pause, mut time) = (least, DIAL_TIMES.0);
     loop {
         let addresses = link.addresses.borrow().clone();
         for address in addresses {
-            match timeout(DIAL_TIME_MAX, greet(&dialling, &link.key, address)).await {
+            match timeout(time, greet(&dialling, &link.key, address)).await {
                 Ok(Ok((connection, send, height, peers))) => {
                     if let Some(validator) = validator.upgrade() {
                         validator.welcomed(link.key, height);
@@ -375,7 +382,7 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
                         peers.iter().for_each(|peer| validator.links.told(peer, &latest));
                         validator.reach_validators();
                     }
-                    pause = least;
+                    (pause, time) = (least, DIAL_TIMES.0);
                     tracing::info!(validator = %link.key, %address, "connected");
                     serve(&link, connection, send, &validator).await;
                     tracing::info!(validator = %link.key, "disconnected");
@@ -385,7 +392,7 @@ async fn keep(dialling: Rc<Dialling>, link: Rc<Link>, validator: Weak<Validator>
             }
         }
         sleep(pause).await;
-        pause = (pause * 2).min(most);
+        (pause, time) = ((pause * 2).min(most), (time * 2).min(DIAL_TIMES.1));
     }
 }
 

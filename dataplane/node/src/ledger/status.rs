@@ -3,7 +3,7 @@
 use metanode_ibft::VALIDATORS_MAX;
 use metanode_wire::message::LedgerStatusReply;
 
-use super::validator::Validator;
+use super::validator::{Validator, no_quorum};
 
 /// What a node is to its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) fn status(this: &Validator) -> LedgerStatusReply {
     } else if let Some(why) = this.silence() {
         (Role::Silent, why)
     } else {
-        (Role::Votes, String::new())
+        (Role::Votes, no_quorum(&replica).unwrap_or_default())
     };
     let finality = this.finality.borrow();
     let counters = &this.counters;

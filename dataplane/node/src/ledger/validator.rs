@@ -117,6 +117,8 @@ pub(crate) struct Validator {
     pub(super) finality: RefCell<VecDeque<Duration>>,
     pub(super) counters: Arc<LedgerCounters>,
     proposed: Cell<Option<(View, Instant)>>,
+    /// It was said that there is no quorum.
+    said_no_quorum: Cell<bool>,
     /// Who was accused, and at which height.
     accused: RefCell<ByKey<Height>>,
     pub(super) tasks: RefCell<Vec<Task<()>>>,
@@ -300,6 +302,7 @@ impl Validator {
             finality: RefCell::default(),
             counters: parts.counters,
             proposed: Cell::default(),
+            said_no_quorum: Cell::default(),
             accused: RefCell::default(),
             tasks: RefCell::default(),
         })
@@ -450,6 +453,21 @@ impl Validator {
         counters.waiting.set(replica.waiting().count() as u64);
         counters.waiting_bytes.set(replica.waiting().bytes() as u64);
         counters.batches.set(replica.board().open_count() as u64);
+        let no_quorum = replica.no_quorum();
+        counters.quorum_lacks.set(no_quorum.map_or(0, |lack| lack.quorum.saturating_sub(lack.heard) as u64));
+        if no_quorum.is_none() && self.said_no_quorum.take() {
+            tracing::info!(height = chain.tip().height.0, "a quorum of validators is there again");
+        }
+    }
+
+    /// Says once that nothing is decided, when asking again was of no use either.
+    fn say_no_quorum(&self) {
+        let why = no_quorum(&self.replica.borrow());
+        if let Some(why) = why
+            && !self.said_no_quorum.replace(true)
+        {
+            tracing::warn!("no block comes: {why}");
+        }
     }
 
     /// Whether it votes, for other threads.
@@ -562,6 +580,13 @@ async fn may_vote(this: Rc<Validator>, may: bool) {
     this.publish_role();
 }
 
+/// Why nothing is decided, for a person, when it is for want of validators that take part.
+pub(super) fn no_quorum(replica: &Replica) -> Option<String> {
+    let lack = replica.no_quorum()?;
+    let round = replica.view()?.round.0;
+    Some(format!("no quorum: {} validators are heard of in round {round}, {} are needed", lack.heard, lack.quorum))
+}
+
 /// What is said while there is no application.
 pub(super) fn away(why: &str) -> Refusal {
     Refusal { detail: format!("the ledger waits for its application: {why}"), ..Refusal::busy(AWAY_RETRY_MS) }
@@ -606,6 +631,9 @@ async fn keep_time(this: Rc<Validator>) {
                 this.counters.timeouts.increment();
             }
             this.act(|replica, now| replica.timeout(now, timer));
+            if matches!(timer, Timer::Resend(_)) {
+                this.say_no_quorum();
+            }
         }
     }
 }

@@ -126,6 +126,11 @@ fn ledger(of: &LedgerCounters, to: &mut TextWriter) {
         ("ledger_executed_height", "Last executed height.", &of.executed),
         ("ledger_round", "Round that the next height is in.", &of.round),
         ("ledger_votes", "1 when this node votes.", &of.votes),
+        (
+            "ledger_quorum_lacks",
+            "Validators that lack to a quorum, when a round can't begin for want of it.",
+            &of.quorum_lacks,
+        ),
         ("ledger_connected", "Validators and peers that this node has a connection to.", &of.connected),
         ("ledger_waiting_transactions", "Transactions that wait for a batch.", &of.waiting),
         ("ledger_waiting_bytes", "Their bytes.", &of.waiting_bytes),
