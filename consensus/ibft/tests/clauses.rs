@@ -483,6 +483,16 @@ fn clause_22_a_restart_says_the_same_and_nothing_else() {
         says_commit(one) || says_round_change(one).is_some_and(|change| change.prepared.is_some())
     };
     assert!(at(&|effect| matches!(effect, Effect::Persist(Record::Prepared(_)))) < at(&says));
+    // Nor does it claim one that it could have taken in a round that is over: it is not on disk.
+    let mut late = restored(&[Record::Round(view(1))], false);
+    late.hear(proposal(1, 1, &one, nothing_prepared(1)));
+    late.valid(&one);
+    for by in [1, 2, 3] {
+        late.hear(Message::Prepare(prepare(by, 1, &one)));
+    }
+    late.step(Input::Timeout(Timer::Round(view(1))));
+    let asked = says_round_change(&late.step(Input::MayVote(true)));
+    assert_eq!(asked, Some(RoundChange { view: view(2), prepared: None }));
     // Once it may, it says what it would have said; and nothing more when it may not any longer.
     let mut later = restored(&[Record::Round(view(1))], false);
     later.hear(proposal(1, 1, &one, nothing_prepared(1)));

@@ -23,6 +23,7 @@
 
 mod chain;
 mod content;
+mod history;
 mod home;
 mod mount;
 mod netns;
@@ -34,6 +35,7 @@ mod wait;
 
 pub use chain::{Network, Sender, account, transaction};
 pub use content::{Random, content};
+pub use history::{Access, Seen, check_value};
 pub use home::{Home, Node, Ready, Service};
 pub use mount::{Mount, free_bytes, is_root};
 pub use netns::{Halves, left_behind};

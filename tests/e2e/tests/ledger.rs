@@ -14,11 +14,13 @@ use std::{
 use metanode_application::Operation;
 use metanode_client::TransactionStatus;
 use metanode_crypto::Identity;
-use metanode_e2e::{Network, Sender, account, eventually, is_large, scenario, transaction, wait_for};
+use metanode_e2e::{
+    Access, Network, Seen, Sender, account, check_value, eventually, is_large, scenario, transaction, wait_for,
+};
 use metanode_ibft::{
     ChainId, Commit, Height, Message, Payload, Prepare, Round, RoundChange, RoundChangeMessage, Signed, View,
 };
-use metanode_ledger::{Block, Code, Outcome, TransactionDraft, TransactionId, system::Wish};
+use metanode_ledger::{Answer, Block, Code, Outcome, TransactionDraft, TransactionId, system::Wish};
 use metanode_types::{Hash, NodeKey};
 use metanode_wire::{Frame, FrameLimits, FrameReader, Kind, RefusalCode, Ticket, TransactionRefusal};
 
@@ -150,6 +152,8 @@ fn who_was_away_catches_up_while_nothing_happens() {
 #[derive(Debug)]
 struct Operations {
     all: Vec<(TransactionId, Height, Outcome, Instant, Instant)>,
+    /// What was seen of the value that each client sets.
+    values: BTreeMap<usize, Vec<Seen>>,
     /// How many each account has had.
     nonces: BTreeMap<NodeKey, u64>,
     fees: u64,
@@ -157,11 +161,14 @@ struct Operations {
 
 impl Operations {
     fn new() -> Self {
-        Self { all: Vec::new(), nonces: BTreeMap::new(), fees: 0 }
+        Self { all: Vec::new(), values: BTreeMap::new(), nonces: BTreeMap::new(), fees: 0 }
     }
 }
 
-/// Clients that pay each other as long as they are let, whatever happens to validators.
+/// The value's name, of each client.
+const VALUE: &[u8] = b"value";
+
+/// Clients that pay each other, set a value and read each other's as long as they are let, whatever happens to validators.
 async fn pay(
     index: usize,
     identities: Vec<Identity>,
@@ -173,11 +180,18 @@ async fn pay(
     let mut sender = Sender::new(chain, identities[index].clone());
     let mut turn = index;
     while go_on.load(Ordering::Relaxed) {
-        let to = identities[(index + 1) % identities.len()].public();
-        let amount = sender.nonce() % 7;
+        let next = (index + 1) % identities.len();
+        let to = identities[next].public();
+        let nonce = sender.nonce();
+        let version = (nonce / 3 + 1).to_le_bytes();
+        let operation = match nonce % 3 {
+            0 => Operation::Pay { to, amount: nonce % 7 },
+            1 => Operation::Set { name: VALUE, value: &version },
+            _ => Operation::Read { owner: to, name: VALUE },
+        };
         let begun = Instant::now();
         let (id, height, outcome) = sender
-            .send(&Operation::Pay { to, amount }, 1, async || {
+            .send(&operation, 1, async || {
                 turn += 1;
                 let network = network.read().await;
                 let running: Vec<usize> = network.running().collect();
@@ -185,11 +199,24 @@ async fn pay(
                 network.client_as(validator, identities[index].clone()).await.ok()
             })
             .await;
-        let mut done = done.lock().unwrap();
-        done.all.push((id, height, outcome, begun, Instant::now()));
+        let (mut done, ended) = (done.lock().unwrap(), Instant::now());
+        done.all.push((id, height, outcome, begun, ended));
+        let seen = match (operation, outcome) {
+            (Operation::Set { .. }, _) => Some((index, Access::Wrote(nonce / 3 + 1))),
+            (Operation::Read { .. }, Outcome::Done(answer)) => Some((next, Access::Read(version_of(answer)))),
+            _ => None,
+        };
+        let of = |(owner, what)| (owner, Seen { begun, ended, what });
+        seen.map(of).into_iter().for_each(|(owner, seen)| done.values.entry(owner).or_default().push(seen));
         done.nonces.insert(sender.account(), sender.nonce());
         done.fees += 1;
     }
+}
+
+/// Which version of a value an answer is the hash of; 0: there is none.
+fn version_of(answer: Answer) -> u64 {
+    let is = |version: &u64| metanode_crypto::hash(&version.to_le_bytes()).0 == answer.0;
+    if answer == Answer::default() { 0 } else { (1..100_000).find(is).expect("somebody has set it") }
 }
 
 /// Same chain everywhere, nothing lost, nothing doubled, in the order of real time, and money is conserved.
@@ -215,6 +242,9 @@ async fn check(network: &Network, identities: &[Identity], done: &Operations, ea
         assert_eq!(total, each * identities.len() as u64 - done.fees, "money is conserved");
     }
     assert!(blocks.windows(2).all(|pair| pair[0] == pair[1]), "one chain");
+    for history in done.values.values() {
+        check_value(history).unwrap();
+    }
     for (_, height, _, _, ended) in &done.all {
         for (_, later, _, begun, _) in &done.all {
             assert!(begun <= ended || later > height, "what began after an end is ordered behind it");

@@ -156,9 +156,18 @@ struct Client {
     identity: Identity,
     nonce: u64,
     sent: Option<(Vec<u8>, TransactionId, Duration)>,
-    /// What it was told.
-    told: Vec<(TransactionId, Outcome)>,
+    /// When it first sent that.
+    begun: Duration,
+    told: Vec<Told>,
     left: u32,
+}
+
+/// What became of a transaction, as its client was told.
+struct Told {
+    id: TransactionId,
+    outcome: Outcome,
+    begun: Duration,
+    ended: Duration,
 }
 
 struct Network {
@@ -210,7 +219,14 @@ impl Network {
         }
         for index in 0..CLIENTS {
             let identity = client(index);
-            this.clients.push(Client { identity, nonce: 0, sent: None, told: Vec::new(), left: OPERATIONS });
+            this.clients.push(Client {
+                identity,
+                nonce: 0,
+                sent: None,
+                begun: Duration::ZERO,
+                told: Vec::new(),
+                left: OPERATIONS,
+            });
             this.at(Duration::from_millis(5 * index as u64), Event::Client(index));
         }
         this.start_all();
@@ -558,7 +574,7 @@ impl Network {
             let outcome = self.honest().find_map(|node| node.results.get(&id).copied());
             if let Some(outcome) = outcome {
                 let client = &mut self.clients[index];
-                client.told.push((id, outcome));
+                client.told.push(Told { id, outcome, begun: client.begun, ended: now });
                 client.nonce += 1;
                 client.sent = None;
             } else if now - since > RETRY_TIME {
@@ -595,7 +611,8 @@ impl Network {
             draft.encode(&self.chain, |domain, message| Ok::<_, ()>(client.identity.sign(domain, message))).unwrap();
         let id = Transaction::decode(&bytes).unwrap().id(&self.chain);
         let to = self.random.below(self.nodes.len() as u64) as usize;
-        self.clients[index].sent = Some((bytes.clone(), id, now));
+        let client = &mut self.clients[index];
+        (client.sent, client.begun) = (Some((bytes.clone(), id, now)), now);
         self.submit(to, &bytes);
     }
 
@@ -693,7 +710,8 @@ impl Network {
         }
     }
 
-    /// One chain, on which everything is that clients were told, once.
+    /// One chain, on which everything is that clients were told, once, in an order that they can't tell from one after the other
+    /// (linearizable).
     fn check(&self) {
         let longest = self.honest().map(|node| &node.disk.blocks).max_by_key(|blocks| blocks.len()).unwrap();
         for node in self.honest() {
@@ -706,6 +724,7 @@ impl Network {
         let mut app = Reference::new(&self.genesis);
         let mut chain = Chain::new(&self.genesis, &app.executed().1);
         let mut outcomes: BTreeMap<TransactionId, Vec<Outcome>> = BTreeMap::new();
+        let mut order: BTreeMap<TransactionId, usize> = BTreeMap::new();
         for (block, certificate) in longest {
             let batches: Vec<Batch> = block.batches.iter().map(batch).collect();
             let named: Vec<_> = batches.iter().map(Batch::facts).collect();
@@ -724,16 +743,25 @@ impl Network {
             drop(transactions);
             let executed = chain.executed(execute(chain.plan(block, batches), &mut app));
             for (id, outcome) in executed.outcomes {
+                if !matches!(outcome, Outcome::Skipped(_)) {
+                    let place = order.len();
+                    order.insert(id, place);
+                }
                 outcomes.entry(id).or_default().push(outcome);
             }
         }
         assert_eq!(app.total(), 1_000_000 * CLIENTS as u128);
-        for client in &self.clients {
-            for (id, told) in &client.told {
-                let happened = &outcomes[id];
-                assert!(happened.contains(told), "{told:?} was told, {happened:?} happened");
-                let executed = happened.iter().filter(|outcome| !matches!(outcome, Outcome::Skipped(_))).count();
-                assert_eq!(executed, 1, "{happened:?}");
+        let told = || self.clients.iter().flat_map(|client| &client.told);
+        for Told { id, outcome, .. } in told() {
+            let happened = &outcomes[id];
+            assert!(happened.contains(outcome), "{outcome:?} was told, {happened:?} happened");
+            let executed = happened.iter().filter(|outcome| !matches!(outcome, Outcome::Skipped(_))).count();
+            assert_eq!(executed, 1, "{happened:?}");
+        }
+        // They were told what comes of the chain's order, reads too; it is an order that fits what clients have seen of time.
+        for one in told() {
+            for other in told().filter(|other| other.begun > one.ended) {
+                assert!(order[&other.id] > order[&one.id], "what began after an end is ordered behind it");
             }
         }
     }
