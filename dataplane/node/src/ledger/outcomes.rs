@@ -355,11 +355,11 @@ impl Outcomes {
             }
             let (chain, folder) = (self.chain, self.folder.clone());
             let run = self.thread.run(move || {
-                let entries: Vec<Entry> = blocks
-                    .iter()
-                    .flat_map(|block| block.outcomes.iter().map(|(id, outcome)| (block.height, id, outcome)))
-                    .map(|(height, id, outcome)| entry(&chain, id, outcome, height))
-                    .collect();
+                let mut entries: Vec<Entry> = Vec::with_capacity(blocks.iter().map(|block| block.outcomes.len()).sum());
+                for block in &blocks {
+                    let of_block = block.outcomes.iter();
+                    entries.extend(of_block.map(|(id, outcome)| entry(&chain, id, outcome, block.height)));
+                }
                 drop(blocks);
                 write_sorted(&folder, from, to, &entries)
             });

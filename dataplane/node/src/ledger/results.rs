@@ -2,13 +2,14 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hasher},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
+use hashbrown::hash_table::{Entry, HashTable};
 use metanode_ibft::Height;
 use metanode_ledger::{Executed, Outcome, TransactionId};
 
@@ -57,7 +58,34 @@ impl Hasher for OfName {
     }
 }
 
+impl Secret {
+    fn tag(&self, id: &TransactionId) -> Tag {
+        let hash = self.hash_one(id);
+        Tag((hash >> 32) as u32 ^ hash as u32)
+    }
+}
+
 type ByName<T> = HashMap<TransactionId, T, Secret>;
+
+/// A part of a name's hash, from which its place in a table follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tag(u32);
+
+impl Tag {
+    /// The table looks at the highest bits and at the lowest ones.
+    fn spread(self) -> u64 {
+        u64::from(self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// Where a transaction is. Its name is there, and not here once more: a table of a million names would be three times as large, and grow for
+/// tenths of a second.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    height: Height,
+    place: u32,
+    tag: Tag,
+}
 
 /// Outcomes of the latest blocks, and the names of transactions that wait.
 #[derive(Debug)]
@@ -73,8 +101,8 @@ struct Inner {
     /// By height, the latest last; they follow each other.
     blocks: VecDeque<Arc<Executed>>,
     count: usize,
-    /// Where a transaction is: its block, and its place there.
-    places: ByName<(Height, u32)>,
+    places: HashTable<Place>,
+    secret: Secret,
     /// Until this height.
     waiting: ByName<Height>,
     askers: ByName<Vec<(u64, Waker)>>,
@@ -91,9 +119,10 @@ impl Results {
             unkept: 0,
             blocks: VecDeque::new(),
             count: 0,
-            places: HashMap::with_hasher(secret.clone()),
+            places: HashTable::new(),
             waiting: HashMap::with_hasher(secret.clone()),
-            askers: HashMap::with_hasher(secret),
+            askers: HashMap::with_hasher(secret.clone()),
+            secret,
             next_ticket: 0,
         }))
     }
@@ -113,13 +142,17 @@ impl Results {
         let mut this = self.0.borrow_mut();
         let this = &mut *this;
         let height = executed.height;
+        let executed = Arc::new(executed);
+        this.blocks.push_back(executed.clone());
         for (place, (id, outcome)) in executed.outcomes.iter().enumerate() {
             // What was skipped may have been executed before, or be executed later.
             let is_final = !matches!(outcome, Outcome::Skipped(_));
-            match this.places.entry(*id) {
-                Entry::Occupied(mut there) if is_final => _ = there.insert((height, place as u32)),
+            let here = Place { height, place: place as u32, tag: this.secret.tag(id) };
+            let is_it = |there: &Place| there.tag == here.tag && name(&this.blocks, there) == id;
+            match this.places.entry(here.tag.spread(), is_it, |there| there.tag.spread()) {
+                Entry::Occupied(mut there) if is_final => *there.get_mut() = here,
                 Entry::Occupied(_) => {}
-                Entry::Vacant(free) => _ = free.insert((height, place as u32)),
+                Entry::Vacant(free) => _ = free.insert(here),
             }
             if !this.waiting.is_empty() {
                 this.waiting.remove(id);
@@ -134,7 +167,6 @@ impl Results {
         if height > this.kept {
             this.unkept += executed.outcomes.len();
         }
-        this.blocks.push_back(Arc::new(executed));
         this.forget();
         if height.0.is_multiple_of(EXPIRY_PERIOD) {
             this.waiting.retain(|_, expiry| *expiry > height);
@@ -248,21 +280,33 @@ impl Inner {
             let oldest = self.blocks.pop_front().expect("there are two at least");
             self.count -= oldest.outcomes.len();
             for (id, _) in &oldest.outcomes {
-                if self.places.get(id).is_some_and(|(at, _)| *at == oldest.height) {
-                    self.places.remove(id);
+                let is_it =
+                    |there: &Place| there.height == oldest.height && oldest.outcomes[there.place as usize].0 == *id;
+                if let Ok(there) = self.places.find_entry(self.secret.tag(id).spread(), is_it) {
+                    there.remove();
                 }
             }
         }
     }
 
     fn of(&self, id: &TransactionId) -> Option<Known> {
-        if let Some((height, place)) = self.places.get(id) {
-            let first = self.blocks.front().expect("a place is in a block").height;
-            let block = &self.blocks[(height.0 - first.0) as usize];
-            return Some(Known::Executed(*height, block.outcomes[*place as usize].1));
+        let tag = self.secret.tag(id);
+        let is_it = |there: &Place| there.tag == tag && name(&self.blocks, there) == id;
+        if let Some(place) = self.places.find(tag.spread(), is_it) {
+            return Some(Known::Executed(place.height, outcome(&self.blocks, place).1));
         }
         self.waiting.contains_key(id).then_some(Known::Waits)
     }
+}
+
+/// What is at a place, which is in one of these blocks.
+fn outcome<'a>(blocks: &'a VecDeque<Arc<Executed>>, at: &Place) -> &'a (TransactionId, Outcome) {
+    let first = blocks.front().expect("a place is in a block").height;
+    &blocks[(at.height.0 - first.0) as usize].outcomes[at.place as usize]
+}
+
+fn name<'a>(blocks: &'a VecDeque<Arc<Executed>>, at: &Place) -> &'a TransactionId {
+    &outcome(blocks, at).0
 }
 
 #[cfg(test)]
@@ -303,5 +347,20 @@ mod tests {
         assert_eq!((results.of(&id(2)), results.block(Height(1))), (None, None), "too long ago");
         assert_eq!(results.block(Height(3)).unwrap().outcomes, [(id(1), late)]);
         assert_eq!(results.block(Height(4)), None);
+    }
+
+    #[test]
+    fn many_are_found_until_they_are_forgotten_while_the_table_grows() {
+        let name = |number: u64| TransactionId(metanode_crypto::hash(&number.to_le_bytes()).0);
+        let results = Results::new(1_000, Height(0), 7);
+        for height in 1..=20 {
+            let of_block = (height * 100..height * 100 + 100).map(|number| (name(number), Outcome::DONE));
+            results.add(executed(height, of_block.collect()));
+        }
+        let known = |number| results.of(&name(number));
+        assert!((100..2_100).all(|number| known(number) == Some(Known::Executed(Height(number / 100), Outcome::DONE))));
+        results.kept_up_to(Height(20));
+        assert!((100..2_100).all(|number| known(number).is_some() == (number >= 1_100)));
+        assert_eq!(results.0.borrow().places.len(), 1_000);
     }
 }
